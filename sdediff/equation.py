@@ -1,0 +1,112 @@
+r"""The reverse-time equation that a solver integrates, from the noisy end down to the data.
+
+For every eta >= 0 the equation
+
+    dx = [f x - (1 + eta^2)/2 g^2 grad log p_t(x)] dt + eta g dW        (time runs from t_max down to 0)                 (3)
+
+has the marginals of the forward process: eta = 0 is the probability-flow ODE, eta = 1 Anderson's reverse SDE, and Karras'
+churn and SA-Solver's tau are this family. Two faces: ``drift`` and ``diffusion`` for black-box methods, ``predict`` for those
+that integrate the linear part exactly.
+
+References: Anderson 1982; Song et al. 2021, App. D; Huang et al. 2021; Karras et al. 2022, eq. 6; Zhang & Chen 2023.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contracts import real
+from .score import Prediction, Score
+from .sde import SDE, NoiseLevel
+
+
+@dataclass(frozen=True)
+class ReverseSDE:
+    """Equation (3). ``eta``: a number >= 0 or a function of the level; ``score``: (x, level) -> Prediction."""
+
+    sde: SDE
+    score: Score
+    eta: float | Callable[[NoiseLevel], float] = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.sde, SDE):
+            raise TypeError(f"sde={type(self.sde).__name__}: expected a forward process such as sdediff.VPSDE().")
+        if not callable(self.score):
+            raise TypeError(f"score={type(self.score).__name__}: expected a callable (x, level) -> Prediction; "
+                            "sdediff.from_network(net, predicts='eps') makes one.")
+        if not callable(self.eta):
+            real("eta", self.eta, 0.0)
+
+    def at(self, t: float | Tensor) -> NoiseLevel:
+        """The noise level at time t."""
+        return self.sde.at(t)
+
+    def eta_at(self, level: NoiseLevel) -> float:
+        """eta at a level: a float >= 0."""
+        return real("eta(level)", self.eta(level), 0.0) if callable(self.eta) else self.eta
+
+    @property
+    def is_ode(self) -> bool:
+        """Whether eta = 0 throughout: the probability-flow ODE."""
+        return not callable(self.eta) and self.eta == 0
+
+    def predict(self, x: Any, level: NoiseLevel) -> Prediction:
+        """What the model says about x (B, *D) at the level: one network evaluation."""
+        return self.score(x, level)
+
+    def drift(self, x: Any, level: NoiseLevel) -> Any:
+        """The bracket of (3), shaped as x. Finite at alpha = 0 for eta = 0 alone; eta > 0 raises ValueError there."""
+        p, churn = self.predict(x, level), self.eta_at(level)**2
+        if not churn:
+            return p.velocity
+        self._refuse_alpha_zero(level)
+        return p.velocity - 0.5 * churn * level.g2 * p.score
+
+    def diffusion(self, level: NoiseLevel) -> Any:
+        """eta g at the level."""
+        eta = self.eta_at(level)
+        if not eta:
+            return 0.0
+        self._refuse_alpha_zero(level)
+        return eta * (level.g2.sqrt() if isinstance(level.g2, Tensor) else math.sqrt(level.g2))
+
+    def _refuse_alpha_zero(self, level: NoiseLevel) -> None:
+        if not isinstance(level.alpha, Tensor) and level.alpha == 0:
+            raise ValueError(f"t={level.t:g}: alpha = 0, where drift and diffusion of the SDE are infinite; start a black-box "
+                             "method later (t_start=), take eta=0, or an exponential method such as 'ddpm' or 'dpm++2m-sde'.")
+
+
+@dataclass(frozen=True)
+class ExplodedSDE(SDE):
+    """alpha = 1, sigma(t) = t without an upper end: the chart in which every process becomes the same one."""
+
+    t_max: float = math.inf
+
+    def alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(t), torch.zeros_like(t)
+
+    def sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        return t, torch.ones_like(t)
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        return torch.exp(-lam)
+
+
+def exploded(eq: ReverseSDE) -> ReverseSDE:
+    """The same equation for y = x/alpha in the clock sigma/alpha: dy = (1 + eta^2) eps d(sigma/alpha) + noise, without a linear
+    part (Karras et al. 2022, eq. 1; Song et al. 2021a, eq. 14). Any solver may run on it. Levels with alpha = 0 lie at infinity."""
+    def score(y: Any, level: NoiseLevel) -> Prediction:
+        inner = eq.sde.level_of(level.lam)
+        return eq.predict(inner.alpha * y, inner).rescaled(y, level, 1 / inner.alpha)
+
+    eta = eq.eta
+    if callable(eta):
+        outer = eta
+        eta = lambda level: outer(eq.sde.level_of(level.lam))
+    return dataclasses.replace(eq, sde=ExplodedSDE(), score=score, eta=eta)

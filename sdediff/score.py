@@ -1,0 +1,280 @@
+r"""What a model says about x at a noise level, and adapters from any callable to it.
+
+With x = alpha x0 + sigma eps, every parameterisation is linear in (x, x0, eps):
+
+    score    = -eps/sigma = (alpha x0 - x)/sigma^2                 grad log p_t (Tweedie: x0 = E[x_0 | x_t])
+    v        = alpha eps - sigma x0                                Salimans & Ho 2022, App. D
+    velocity = alpha' x0 + sigma' eps = f x - g^2/2 score          dx/dt of the probability flow; flow matching
+    F        : x0 = (alpha s^2 x + sigma s m F)/m^2,  m^2 = sigma^2 + alpha^2 s^2,  s = sigma_data;  Karras et al. 2022, Table 1
+
+Conversions divide by alpha or by sigma where the quantity itself is lost: eps says nothing at alpha = 0 beyond x, x0 nothing
+at sigma = 0. ``Prediction`` keeps what it was given and converts when asked, so that a solver which interpolates x0 never
+forms eps from an x0 network, and refuses, by name, a conversion that does not exist.
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .contracts import choice, real
+from .sde import NoiseLevel
+
+QUANTITIES = ("x0", "eps", "score", "v", "velocity")
+
+
+class NetworkError(ValueError):
+    """A fault of the network or score at a call: its name, the time, and (inside ``sample``) the step are in the message."""
+
+
+class Prediction:
+    """What a model said about ``x`` at ``level``: given one or more of x0, eps, score, v, velocity, it offers all of them.
+
+    Each is a tensor shaped as x (or any vector that adds and scales). A conversion that would divide by zero (x0 from eps or
+    score at alpha = 0; eps or score from x0 at sigma = 0) raises ValueError.
+    """
+
+    __slots__ = ("_known", "given", "level", "x")
+
+    def __init__(self, x: Any, level: NoiseLevel, **given: Any) -> None:
+        if not given or not set(given) <= set(QUANTITIES):
+            raise TypeError(f"Prediction: got {sorted(given)}; expected one or more of {', '.join(QUANTITIES)}.")
+        self.x, self.level, self.given, self._known = x, level, tuple(given), given
+
+    def _get(self, name: str, convert: Callable[[], Any]) -> Any:
+        if name not in self._known:
+            self._known[name] = convert()
+        return self._known[name]
+
+    @property
+    def x0(self) -> Any:
+        """E[x_0 | x_t], the denoised x."""
+        return self._get("x0", self._x0)
+
+    @property
+    def eps(self) -> Any:
+        """The noise in x, (x - alpha x0)/sigma."""
+        return self._get("eps", self._eps)
+
+    @property
+    def score(self) -> Any:
+        """grad log p_t(x)."""
+        return self._get("score", self._score)
+
+    @property
+    def v(self) -> Any:
+        """alpha eps - sigma x0."""
+        return self._get("v", lambda: self.level.alpha * self.eps - self.level.sigma * self.x0)
+
+    @property
+    def velocity(self) -> Any:
+        """dx/dt of the probability-flow ODE, finite at alpha = 0 and at sigma = 0 where the data and the process allow it."""
+        return self._get("velocity", self._velocity)
+
+    def _x0(self) -> Any:
+        x, m, known = self.x, self.level, self._known
+        if "velocity" in known and "eps" not in known and "v" not in known:
+            a, b = _slopes(m)
+            return (b * x - a * m.sigma * known["velocity"]) / (m.alpha * b - a * m.sigma * m.dalpha)
+        if "v" in known and "eps" not in known:
+            return (m.alpha * x - m.sigma * known["v"]) / (m.alpha**2 + m.sigma**2)
+        self._refuse(m.alpha, "x0", "alpha = 0", "x0, v or velocity")
+        if "eps" in known:
+            return (x - m.sigma * known["eps"]) / m.alpha
+        return (x + m.sigma**2 * known["score"]) / m.alpha
+
+    def _eps(self) -> Any:
+        x, m, known = self.x, self.level, self._known
+        if "score" in known:
+            return -m.sigma * known["score"]
+        if "v" in known:
+            return (m.sigma * x + m.alpha * known["v"]) / (m.alpha**2 + m.sigma**2)
+        if "velocity" in known:
+            a, b = _slopes(m)
+            return a * (m.alpha * known["velocity"] - m.dalpha * x) / (m.alpha * b - a * m.sigma * m.dalpha)
+        self._refuse(m.sigma, "eps", "sigma = 0", "eps, score, v or velocity")
+        return (x - m.alpha * known["x0"]) / m.sigma
+
+    def _score(self) -> Any:
+        m = self.level
+        self._refuse(m.sigma, "score", "sigma = 0", "score")
+        if "x0" in self._known and "eps" not in self._known:
+            return (m.alpha * self._known["x0"] - self.x) / m.sigma**2
+        return -self.eps / m.sigma
+
+    def _velocity(self) -> Any:
+        m, known = self.level, self._known
+        if "score" in known and "x0" in known:
+            return m.dalpha * known["x0"] - 0.5 * m.dvariance * known["score"]
+        if "score" in known:
+            self._refuse(m.alpha, "velocity", "alpha = 0", "x0, v or velocity")
+            return m.f * self.x - 0.5 * m.g2 * known["score"]
+        self._refuse(0.0 if m.dsigma in (math.inf, -math.inf) else 1.0, "velocity", "sigma = 0", "score or velocity") \
+            if isinstance(m.dsigma, float) else None
+        return m.dalpha * self.x0 + m.dsigma * self.eps
+
+    def _refuse(self, scale: Any, wanted: str, where: str, instead: str) -> None:
+        if not isinstance(scale, Tensor) and scale == 0:
+            raise ValueError(f"{wanted} at t={self.level.t:g}: it does not follow from {' and '.join(self.given)} where {where}; "
+                             f"use a model that predicts {instead}, or a grid that does not reach this level (t_start=, t_end=).")
+
+    def rescaled(self, y: Any, level: NoiseLevel, scale: float) -> Prediction:
+        """The same statement about y = scale x, at the level of y's own process (x0 and eps are common to both)."""
+        known = {k: v for k, v in self._known.items() if k in ("x0", "eps")}
+        if "score" in self._known:
+            known["score"] = self._known["score"] / scale
+        return Prediction(y, level, **(known or {"x0": self.x0, "eps": self.eps}))
+
+
+def _slopes(m: NoiseLevel) -> tuple[Any, Any]:
+    """(a, b) proportional to (1, sigma'), finite where sigma' is not (VP at t = 0, where sigma sigma' is)."""
+    if isinstance(m.dsigma, Tensor) or math.isfinite(m.dsigma):
+        return 1.0, m.dsigma
+    return 2 * m.sigma, m.dvariance
+
+
+class Score(Protocol):
+    """Callable[[Tensor, NoiseLevel], Prediction]: a network adapter, an exact target, or a guidance of either."""
+
+    def __call__(self, x: Any, level: NoiseLevel) -> Prediction: ...
+
+
+PREDICTS = (*QUANTITIES, "edm")
+TimeInput = str | Callable[[NoiseLevel], Any]
+_TIME_INPUTS: dict[str, Callable[[NoiseLevel], Any]] = {
+    "t": lambda m: m.t,
+    "lam": lambda m: m.lam,
+    "sigma": lambda m: m.sigma,
+    "index": lambda m: m.t - 1,
+    "edm": lambda m: -0.25 * m.lam,                    # log(sigma/alpha)/4, Karras et al. 2022, Table 1
+}
+
+
+@dataclass(frozen=True)
+class NetworkScore:
+    """A network as a Score; made by ``from_network``."""
+
+    network: Callable[..., Any]
+    predicts: str
+    time_input: TimeInput
+    sigma_data: float = 0.5
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return getattr(self.network, "__name__", type(self.network).__name__)
+
+    def condition(self, **conditions: Any) -> NetworkScore:
+        """The same score with more conditions: tensors (B, ...) or scalars, passed to the network by keyword."""
+        return dataclasses.replace(self, conditions={**self.conditions, **conditions})
+
+    def rows(self, start: int, stop: int) -> NetworkScore:
+        """The same score for the samples start..stop of a batch: its batch-shaped conditions are sliced."""
+        return dataclasses.replace(self, conditions={k: v[start:stop] if isinstance(v, Tensor) and v.ndim else v
+                                                     for k, v in self.conditions.items()})
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        m = level.to(x)
+        scale = (m.sigma**2 + (m.alpha * self.sigma_data)**2)**0.5 if self.predicts == "edm" else 1.0
+        out = self._call(x / scale if self.predicts == "edm" else x, level)
+        if self.predicts == "edm":                     # both stable at both ends, so both are given
+            s = self.sigma_data
+            return Prediction(x, m, x0=(m.alpha * s**2 / scale**2) * x + (m.sigma * s / scale) * out,
+                              eps=(m.sigma / scale**2) * x - (m.alpha * s / scale) * out)
+        return Prediction(x, m, **{self.predicts: out})
+
+    def _call(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        dtype = _parameter_dtype(self.network) or x.dtype
+        fed = x.to(dtype)
+        version = None if fed.is_inference() else fed._version
+        out = self.network(fed, self._time(level, len(x), dtype, x.device), **self.conditions)
+        where = f"network {self.name} at t={_show(level.t)}"
+        if not isinstance(out, Tensor):
+            raise NetworkError(f"{where}: returned {type(out).__name__}; expected one tensor of shape {tuple(x.shape)}.")
+        if out.shape != x.shape:
+            raise NetworkError(f"{where}: returned shape {tuple(out.shape)}; expected {tuple(x.shape)}, that of x.")
+        if out.is_complex() or not out.is_floating_point():
+            raise NetworkError(f"{where}: returned dtype {out.dtype}; expected a real floating dtype.")
+        if out.device != x.device:
+            raise NetworkError(f"{where}: returned a tensor on {out.device}; x is on {x.device}.")
+        if version is not None and fed._version != version:
+            raise NetworkError(f"{where}: changed its input in place, which would corrupt the trajectory; let it work on x.clone().")
+        return out.to(x.dtype)
+
+    def _time(self, level: NoiseLevel, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        read = _TIME_INPUTS[self.time_input] if isinstance(self.time_input, str) else self.time_input
+        value = read(level)
+        if isinstance(value, Tensor):
+            return value.reshape(-1).expand(batch).to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+        if self.time_input == "index" and abs(value - round(value)) < 1e-9:
+            return torch.full((batch,), round(value), dtype=torch.int64, device=device)
+        if isinstance(value, int):
+            return torch.full((batch,), value, dtype=torch.int64, device=device)
+        return torch.full((batch,), value, dtype=dtype, device=device)
+
+
+def from_network(network: Callable[..., Any], predicts: str = "eps", *, time_input: TimeInput | None = None,
+                 conditions: Mapping[str, Any] | None = None, sigma_data: float = 0.5) -> NetworkScore:
+    """Any callable as a Score. It is called as ``network(x, c, **conditions)`` with x (B, *D) in the network's own dtype
+    (that of its parameters, else x's) and c (B,), and returns a tensor shaped as x.
+
+    Parameters
+    ----------
+    predicts : "eps", "x0", "score", "v", "velocity", or "edm" (the raw F of Karras et al. 2022; its input is scaled by c_in,
+        ``sigma_data`` is that of its preconditioning).
+    time_input : what c is. "t" (default), "lam" (log(alpha/sigma)), "sigma", "index" (the DDPM integer of a chain process:
+        int64 at a knot, a fraction between knots), "edm" (log(sigma/alpha)/4, the default with predicts="edm"), or a function
+        of the level.
+    conditions : passed by keyword; tensors have a leading batch axis. ``sample(..., conditions=...)`` adds to them.
+
+    Raises TypeError or ValueError on a wrong argument; faults of the network at a call raise ``NetworkError``.
+    """
+    if not callable(network):
+        raise TypeError(f"network={type(network).__name__}: expected a callable network(x, c, **conditions).")
+    choice("predicts", predicts, PREDICTS)
+    if time_input is None:
+        time_input = "edm" if predicts == "edm" else "t"
+    if not callable(time_input):
+        choice("time_input", time_input, _TIME_INPUTS)
+    real("sigma_data", sigma_data, 0.0, low_open=True)
+    return NetworkScore(network, predicts, time_input, sigma_data, dict(conditions or {}))
+
+
+@dataclass(frozen=True)
+class FunctionScore:
+    """A score given as a formula; made by ``from_score``."""
+
+    function: Callable[[Tensor, Any], Tensor]
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        m = level.to(x)
+        out = self.function(x, m.t)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise NetworkError(f"score function at t={_show(m.t)}: returned {got}; expected a tensor of shape {tuple(x.shape)}.")
+        return Prediction(x, m, score=out)
+
+
+def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:
+    """A Score from ``function(x, t)`` = grad log p_t(x), shaped as x. t is a float, or a tensor (B, 1, ..., 1) that
+    broadcasts against x where times differ per sample."""
+    if not callable(function):
+        raise TypeError(f"function={function!r}: expected a callable of (x, t), such as lambda x, t: -x.")
+    return FunctionScore(function)
+
+
+def _parameter_dtype(network: Any) -> torch.dtype | None:
+    if isinstance(network, torch.nn.Module):
+        for p in network.parameters():
+            if p.is_floating_point():
+                return p.dtype
+    return None
+
+
+def _show(t: Any) -> str:
+    return f"{t:.6g}" if isinstance(t, (int, float)) else f"{t.min().item():.6g}..{t.max().item():.6g}"

@@ -1,7 +1,15 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
-from . import grids, random
+from . import grids, random, solvers
 from .equation import ReverseSDE
+from .methods import Method, method, methods
+from .sampling import Path, SampleInfo, encode, iterate, sample, sample_info, simulate
 from .score import NetworkError, Prediction, from_network, from_score
 from .sde import SDE, CosineVPSDE, EDMSDE, LinearSDE, NoiseLevel, RectifiedFlow, SubVPSDE, VESDE, VPSDE
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "SDE", "CosineVPSDE", "EDMSDE", "LinearSDE", "Method", "NetworkError", "NoiseLevel", "Path", "Prediction", "RectifiedFlow", "ReverseSDE",
+    "SampleInfo", "SubVPSDE", "VESDE", "VPSDE", "encode", "from_network", "from_score", "grids", "iterate", "method", "methods", "random",
+    "sample", "sample_info", "simulate", "solvers",
+]

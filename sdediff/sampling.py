@@ -1,0 +1,379 @@
+"""The one loop, and the front doors on it: sample (noise to data), encode (data to noise), simulate (the forward process)."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import contracts, random
+from .equation import ReverseSDE
+from .grids import checked, grid as as_grid
+from .methods import Method, method as as_method
+from .random import BrownianPath, Noise, quadratic_variation
+from .score import NetworkError, Prediction, Score
+from .sde import SDE, NoiseLevel, transition
+from .solvers import Solver, State
+
+
+def iterate(eq: ReverseSDE, solver: Solver, x: Any, levels: Sequence[NoiseLevel], noise: Noise | None = None) -> Iterator[State]:
+    """The only loop of the library: yields the state at every level, the first included.
+
+    It is a generator: wrap it in a progress bar, record it, or stop it. ``x`` (B, *D) is the state at ``levels[0]``; ``noise``
+    is a source bound to x's shape (see ``random``), needed unless the run is deterministic. Gradients flow through it.
+    """
+    solver.accepts(eq)
+    if noise is None and (solver.noise == "always" or (solver.noise == "eta" and not eq.is_ode)):
+        raise ValueError(f"noise=None: {type(solver).__name__} on an equation with eta={eq.eta!r} draws noise; expected a source "
+                         "such as sdediff.random.WhiteNoise(seed, x.shape).")
+    state = State(x)
+    yield state
+    for k, (t, s) in enumerate(pairwise(levels)):
+        state = solver.step(eq, state, t, s, noise.at(k) if noise is not None else None)
+        yield state
+
+
+@dataclass(frozen=True)
+class SampleInfo:
+    """A finished run: ``x`` (B, *D); ``nfe``, network calls counted; ``times``, the grid; ``trajectory`` (steps + 1, B, *D) if it
+    was recorded, else None; ``explain``, what was run, in words; ``seed``, which reproduces the run (None where the noise came
+    from a generator or a source, or nothing was drawn)."""
+
+    x: Tensor
+    nfe: int
+    times: tuple[float, ...]
+    trajectory: Tensor | None
+    explain: str
+    seed: int | tuple[int, ...] | None
+
+
+class _Watched:
+    """A score that counts its calls and names the fault of a call: what, at which call, step and time. On a device other than
+    the CPU finiteness is checked after the run, so that no call waits for the device."""
+
+    def __init__(self, score: Score) -> None:
+        self.score, self.calls, self.step = score, 0, 0
+        self._pending: list[tuple[str, Tensor]] = []
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        self.calls += 1
+        where = f"call {self.calls}, step {self.step}, t={level.t:.6g}" if not isinstance(level.t, Tensor) else f"call {self.calls}, step {self.step}"
+        try:
+            p = self.score(x, level)
+        except NetworkError as error:
+            raise NetworkError(f"{error} ({where})") from None
+        if not isinstance(p, Prediction):
+            raise TypeError(f"score returned {type(p).__name__} ({where}); expected a Prediction: wrap a network as "
+                            "sdediff.from_network(net, predicts='eps'), a formula as sdediff.from_score(fn).")
+        for name in p.given:
+            value = p._known[name]
+            if value.shape != x.shape:
+                raise NetworkError(f"{self._name} returned {name} of shape {tuple(value.shape)} ({where}); expected {tuple(x.shape)}.")
+            if x.device.type == "cpu":
+                if not math.isfinite(value.sum()) and not bool(torch.isfinite(value).all()):
+                    raise self._not_finite(name, value, where)
+            else:
+                self._pending.append((f"{name}|{where}", torch.isfinite(value).all()))
+        return p
+
+    @property
+    def _name(self) -> str:
+        return f"network {self.score.name}" if hasattr(self.score, "name") else f"score {getattr(self.score, '__name__', type(self.score).__name__)}"
+
+    def _not_finite(self, name: str, value: Tensor, where: str) -> NetworkError:
+        rows = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist() if value.ndim > 1 else []
+        which = f" in {len(rows)} of {len(value)} samples, first sample {rows[0]}" if rows else ""
+        return NetworkError(f"{self._name} returned NaN or inf ({name}{which}; {where}); expected finite values.")
+
+    def finish(self) -> None:
+        if self._pending and not bool(torch.stack([ok for _, ok in self._pending]).all()):
+            label = next(label for label, ok in self._pending if not ok)
+            name, where = label.split("|")
+            raise NetworkError(f"{self._name} returned NaN or inf ({name}; {where}); expected finite values.")
+
+
+def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,
+                method: str | Method = "dpm++2m", steps: int | None = None, nfe: int | None = None, grid: Any = None,
+                t_start: float | None = None, t_end: float | None = None, seed: random.Seed = None, noise: str | Noise = "white",
+                conditions: Mapping[str, Any] | None = None, device: torch.device | str | None = None,
+                dtype: torch.dtype | None = None, progress: bool = False, record: bool = False, **options: Any) -> SampleInfo:
+    """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory."""
+    recipe, eq, watched = _prepare(sde, score, method, conditions, options)
+    times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)
+    levels = sde.levels(times)
+    if (shape is None) == (x_init is None):
+        raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
+                         "from the prior, x_init= starts from a state at the first time of the grid.")
+    if x_init is None:
+        size = contracts.shape("shape", shape)
+        device, dtype = _where(score, device, dtype)
+        if dtype not in contracts.INTEGRATED:
+            raise TypeError(f"dtype={dtype}: expected a floating dtype (float16, bfloat16, float32, float64).")
+        start = None
+    else:
+        start = contracts.state("x_init", x_init)
+        start = start.to(device=device or start.device, dtype=dtype or start.dtype)
+        size, device, dtype = tuple(start.shape), start.device, start.dtype
+    inner = dtype if dtype in (torch.float32, torch.float64) else torch.float32           # half precision integrates in float32
+    _check_conditions(conditions, size[0])
+
+    draws = start is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
+    source, used = (_noise(noise, seed, size, inner, device, eq, levels) if draws else (None, None))
+    if start is None:
+        x = (source if isinstance(source, random.GeneratorNoise) else source.at(-1)).normal(1) * sde.prior_std(levels[0])  # type: ignore[union-attr]
+    else:
+        x = start.to(inner)
+    steps_iter: Any = iterate(eq, recipe.solver, x, levels, source)
+    if progress:
+        from tqdm.auto import tqdm
+        steps_iter = tqdm(steps_iter, total=len(levels), desc=recipe.name, unit="level", leave=False)
+    trajectory = []
+    with torch.no_grad():
+        for k, state in enumerate(steps_iter):
+            watched.step = k
+            if record:
+                trajectory.append(state.x.to(dtype))
+    watched.finish()
+    x = state.x.to(dtype)
+    if x_init is not None and x.data_ptr() == x_init.data_ptr():
+        x = x.clone()
+    explain = (f"{recipe.name}: {type(recipe.solver).__name__} on {type(sde).__name__}, eta={recipe.eta if not callable(recipe.eta) else 'a function'}, "
+               f"{len(times) - 1} steps from t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), "
+               f"{watched.calls} network calls, {inner} state" + (f" returned as {dtype}" if inner != dtype else ""))
+    return SampleInfo(x, watched.calls, tuple(times), torch.stack(trajectory) if record else None, explain, used)
+
+
+def sample(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,
+           method: str | Method = "dpm++2m", steps: int | None = None, nfe: int | None = None, grid: Any = None,
+           t_start: float | None = None, t_end: float | None = None, seed: random.Seed = None, noise: str | Noise = "white",
+           conditions: Mapping[str, Any] | None = None, device: torch.device | str | None = None,
+           dtype: torch.dtype | None = None, progress: bool = False, **options: Any) -> Tensor:
+    """Draw samples by solving the reverse equation from noise down to data. Returns a Tensor (B, *D).
+
+    Parameters
+    ----------
+    sde, score : the forward process, and what is known of its score (``from_network``, ``from_score``, a target's ``.score``).
+    shape | x_init : (B, *D), drawn from the prior at the grid's first time; or a state to start from. Give one.
+    method : a name of ``methods()`` or a ``Method``; its options go by name (``method="ddim", eta=0.5``).
+    steps | nfe : grid intervals, or a budget of network calls (the most steps that fit). Give one, unless ``grid`` lists times.
+    grid : "uniform", "quadratic", "logsnr", "karras", "ddpm", an instance of ``grids``, or a decreasing list of times.
+    t_start, t_end : the span; by default from the process's t_max to its t_min.
+    seed : an int, B ints (one per sample), a torch.Generator, or None (a fresh seed from torch's default generator).
+    noise : "white"; "brownian" (one path in t per sample, shared by all grids and black-box methods); "clock" (one path in the
+        equation's own clock); or a source from ``random`` bound to the state's shape.
+    conditions : passed to the network by keyword; tensors with a leading batch axis, or scalars.
+    device, dtype : for ``shape``: by default those of the network's parameters, else torch's defaults.
+    progress : show a progress bar.
+
+    Raises TypeError or ValueError on a wrong argument before the first network call, and ``NetworkError`` (a ValueError) naming
+    the call, step and time where the network returns a wrong shape or dtype, NaN or inf.
+    """
+    return sample_info(sde, score, shape=shape, x_init=x_init, method=method, steps=steps, nfe=nfe, grid=grid, t_start=t_start, t_end=t_end,
+                       seed=seed, noise=noise, conditions=conditions, device=device, dtype=dtype, progress=progress, **options).x
+
+
+def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", steps: int | None = None, nfe: int | None = None,
+           grid: Any = None, t_start: float | None = None, t_end: float | None = None, conditions: Mapping[str, Any] | None = None,
+           progress: bool = False, **options: Any) -> Tensor:
+    """The latent code of x (B, *D): the probability-flow ODE run upwards, from t_end (data) to t_start (noise). Arguments as for
+    ``sample``; the grid is the same, read backwards, so that ``sample(..., x_init=encode(...))`` returns x up to the solver's error.
+    A stochastic method is a ValueError."""
+    recipe, eq, watched = _prepare(sde, score, method, conditions, options)
+    if recipe.solver.noise == "always" or not eq.is_ode:
+        raise ValueError(f"method={recipe.name!r}: encoding follows the probability-flow ODE; expected a deterministic method such as "
+                         "'heun', 'dpm++2m' or 'ddim' with eta=0.")
+    times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)[::-1]
+    contracts.state("x", x)
+    _check_conditions(conditions, len(x))
+    inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    steps_iter: Any = iterate(eq, recipe.solver, x.to(inner), sde.levels(times))
+    if progress:
+        from tqdm.auto import tqdm
+        steps_iter = tqdm(steps_iter, total=len(times), desc=f"encode {recipe.name}", unit="level", leave=False)
+    with torch.no_grad():
+        for k, state in enumerate(steps_iter):
+            watched.step = k
+    watched.finish()
+    return state.x.to(x.dtype)
+
+
+class Path(NamedTuple):
+    """``times`` (N + 1,) float64 and ``x`` (N + 1, B, *D), the path with its start."""
+
+    times: Tensor
+    x: Tensor
+
+
+def simulate(sde: SDE | None = None, x0: Tensor | None = None, *, steps: int | None = None, times: Sequence[float] | None = None,
+             method: str | None = None, seed: random.Seed = None, noise: str | Noise = "white",
+             drift: Callable[[Tensor, float], Tensor] | None = None, diffusion: Callable[[Tensor, float], Any] | None = None,
+             t_max: float | None = None) -> Path:
+    """Run a process forward from x0 (B, *D) at t = 0.
+
+    ``simulate(sde, x0, steps=300, seed=0)`` draws the path by the exact transition law at every step (method="exact", the
+    default), or by Euler-Maruyama (method="euler-maruyama"). ``simulate(drift=a, diffusion=b, x0=..., steps=..., t_max=1.0)`` runs
+    dX = a(X, t) dt + b(X, t) dW by Euler-Maruyama for any two callables: a shaped as x, b a number or a tensor that broadcasts
+    against x (noise acts coordinate by coordinate). Times are ``steps`` equal steps on [0, t_max], or an increasing list ``times``
+    that starts at 0. Strong order 1/2 for noise that depends on the state, 1 for additive noise.
+    """
+    own = drift is not None or diffusion is not None
+    if own == (sde is not None):
+        raise ValueError("simulate: give a process (sde), or both drift= and diffusion= callables; not both kinds.")
+    if own and not (callable(drift) and callable(diffusion)):
+        raise TypeError("drift, diffusion: expected two callables of (x, t), such as drift=lambda x, t: -x, diffusion=lambda x, t: 1.0.")
+    if x0 is None:
+        raise ValueError("x0=None: expected the starting state, a tensor (B, ...).")
+    x = contracts.state("x0", x0)
+    method = contracts.choice("method", method or ("euler-maruyama" if own else "exact"), ("euler-maruyama", "exact"))
+    if own and method == "exact":
+        raise ValueError("method='exact': the transition law of a general SDE is not known; expected 'euler-maruyama'.")
+    if (steps is None) == (times is None):
+        raise ValueError(f"steps={steps!r}, times={times!r}: give exactly one.")
+    end = sde.t_max if sde is not None else contracts.real("t_max", 1.0 if t_max is None else t_max, 0.0, low_open=True)
+    if sde is not None and t_max is not None:
+        end = contracts.real("t_max", t_max, 0.0, sde.t_max, low_open=True)
+    if times is None:
+        n = contracts.integer("steps", steps, 1)
+        times = [end * k / n for k in range(n + 1)]
+    knots = [contracts.real(f"times[{i}]", t, 0.0, None if own else end) for i, t in enumerate(times)]
+    if len(knots) < 2 or knots[0] != 0.0 or not all(a < b for a, b in pairwise(knots)):
+        raise ValueError(f"times={knots}: expected a strictly increasing list that starts at 0.0.")
+    levels = sde.levels(knots) if sde is not None else [NoiseLevel(t, 1.0, 0.0, 0.0, 0.0, 0.0) for t in knots]
+    inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    x, path = x.to(inner), [x0]
+    source, _ = _noise(noise, seed, tuple(x.shape), inner, x.device, None, levels[::-1])
+    with torch.no_grad():
+        for k, (t, s) in enumerate(pairwise(levels)):
+            step = source.at(k)
+            if method == "exact":
+                scale, std = transition(s, t)
+                x = scale * x + std * step.unit(t, s)
+            elif sde is not None:
+                x = x + (s.t - t.t) * t.f * x + math.sqrt(max(0.0, t.g2)) * step.increment(t, s)
+            else:
+                x = x + (s.t - t.t) * _shaped("drift", drift(x, t.t), x) + _shaped("diffusion", diffusion(x, t.t), x) * step.increment(t, s)  # type: ignore[misc]
+            path.append(x.to(x0.dtype))
+    return Path(torch.tensor(knots, dtype=torch.float64), torch.stack(path))
+
+
+def _shaped(name: str, value: Any, x: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        fits = value.shape == x.shape if name == "drift" else torch.broadcast_shapes(value.shape, x.shape) == x.shape
+        if not fits:
+            raise ValueError(f"{name}(x, t) returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; expected {tuple(x.shape)}"
+                             + (", or a shape that broadcasts to it." if name == "diffusion" else "."))
+        return value
+    return contracts.real(f"{name}(x, t)", value)
+
+
+def _prepare(sde: SDE, score: Score, method: str | Method, conditions: Mapping[str, Any] | None,
+             options: Mapping[str, Any]) -> tuple[Method, ReverseSDE, _Watched]:
+    if not isinstance(sde, SDE):
+        raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
+    if not callable(score) or isinstance(score, torch.nn.Module):
+        raise TypeError(f"score={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
+    recipe = as_method(method, **options)
+    if conditions:
+        if not hasattr(score, "condition"):
+            raise TypeError(f"conditions={sorted(conditions)}: this score takes none; expected a network score, sdediff.from_network(...).")
+        score = score.condition(**conditions)
+    watched = _Watched(score)
+    eq = ReverseSDE(sde, watched, recipe.eta)
+    recipe.solver.accepts(eq)
+    return recipe, eq, watched
+
+
+def _times(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None, grid: Any, t_start: float | None,
+           t_end: float | None) -> list[float]:
+    """The grid of a run, from whichever of steps, nfe and a list of times was given."""
+    if grid is not None and not isinstance(grid, (str, type)) and not callable(grid):
+        try:
+            listed = checked(eq.sde, list(grid))
+        except TypeError:
+            raise TypeError(f"grid={grid!r}: expected a name, an instance of sdediff.grids, or a decreasing list of times.") from None
+        if nfe is not None or t_start is not None or t_end is not None:
+            raise ValueError("grid lists its times: nfe, t_start and t_end do not apply; leave them out.")
+        if steps is not None and contracts.integer("steps", steps, 1) != len(listed) - 1:
+            raise ValueError(f"steps={steps}: the grid lists {len(listed)} times, {len(listed) - 1} steps; leave steps out.")
+        return listed
+    if (steps is None) == (nfe is None):
+        raise ValueError(f"steps={steps!r}, nfe={nfe!r}: give exactly one; steps= counts grid intervals, nfe= network calls.")
+    build = as_grid(grid) if grid is not None else recipe.default_grid(eq.sde)
+    if steps is not None:
+        return build(eq.sde, steps, t_start, t_end)
+    budget = contracts.integer("nfe", nfe, 1)
+    calls = lambda n: count_calls(recipe, eq.sde, build(eq.sde, n, t_start, t_end))
+    if recipe.name.startswith("scipy"):
+        raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= (output times) and rtol=.")
+    low, high = 1, budget
+    if calls(1) > budget:
+        raise ValueError(f"nfe={nfe}: one step of {recipe.name} takes {calls(1)} network calls; expected nfe >= {calls(1)}.")
+    if eq.sde.knots and isinstance(build, type(recipe.default_grid(eq.sde))):
+        high = min(high, eq.sde.knots)
+    while low < high:                            # the most steps that fit: calls grow with steps
+        n = (low + high + 1) // 2
+        low, high = (n, high) if calls(n) <= budget else (low, n - 1)
+    return build(eq.sde, low, t_start, t_end)
+
+
+def count_calls(recipe: Method, sde: SDE, times: Sequence[float]) -> int:
+    """Network calls of a method on a grid, counted on a one-number state with a score of zero."""
+    calls = 0
+
+    def zero(x: Tensor, level: NoiseLevel) -> Prediction:
+        nonlocal calls
+        calls += 1
+        return Prediction(x, level, x0=torch.zeros_like(x), eps=torch.zeros_like(x), score=torch.ones_like(x))
+
+    x = torch.zeros(1, 1, dtype=torch.float64)
+    for _ in iterate(ReverseSDE(sde, zero, recipe.eta), recipe.solver, x, sde.levels(times), random.WhiteNoise(0, (1, 1), dtype=x.dtype)):
+        continue
+    return calls
+
+
+def _where(score: Any, device: Any, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype for a shape: the caller's, else those of the network's parameters, else torch's defaults."""
+    network = getattr(score, "network", None)
+    like = next((p for p in network.parameters() if p.is_floating_point()), None) if isinstance(network, torch.nn.Module) else None
+    device = torch.device(device) if device is not None else like.device if like is not None else torch.get_default_device()
+    return device, dtype or (like.dtype if like is not None else torch.get_default_dtype())
+
+
+def _noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
+           eq: ReverseSDE | None, levels: Sequence[NoiseLevel]) -> tuple[Noise, int | tuple[int, ...] | None]:
+    """The source of a run and the seed that reproduces it. ``levels`` run from noise to data."""
+    if isinstance(noise, Noise):
+        if seed is not None:
+            raise ValueError("seed, noise: a noise source carries its own seed; leave seed out.")
+        if noise.shape != shape:
+            raise ValueError(f"noise is bound to shape {noise.shape}; expected {shape}, that of the state.")
+        return noise, None
+    contracts.choice("noise", noise, ("white", "brownian", "clock"))
+    if isinstance(seed, torch.Generator):
+        if noise != "white":
+            raise ValueError(f"noise={noise!r}: a Brownian path needs an integer seed, not a torch.Generator.")
+        return random.GeneratorNoise(seed, shape, dtype=dtype, device=device), None
+    key = random.canonical_seed(seed, shape[0])
+    used = key if isinstance(key, int) else tuple(key)
+    if noise == "white":
+        return random.WhiteNoise(key, shape, dtype=dtype, device=device), used
+    if noise == "brownian":
+        return BrownianPath(key, shape, span=(0.0, eq.sde.t_max if eq else levels[0].t), dtype=dtype, device=device), used
+    if eq is None or callable(eq.eta) or not eq.eta:
+        raise ValueError(f"noise='clock': the equation's own clock needs a constant eta > 0, got eta={eq.eta if eq else None!r}.")
+    clock = quadratic_variation(eq.eta)
+    finite = [level for level in levels if math.isfinite(level.lam)]
+    return BrownianPath(key, shape, span=(0.0, clock(finite[-1])), clock=clock, dtype=dtype, device=device), used
+
+
+def _check_conditions(conditions: Mapping[str, Any] | None, batch: int) -> None:
+    for name, value in (conditions or {}).items():
+        if isinstance(value, Tensor) and value.ndim and len(value) != batch:
+            raise ValueError(f"conditions[{name!r}] has {len(value)} rows for a batch of {batch}; expected a leading batch axis of {batch}, "
+                             "or a scalar.")
+
+

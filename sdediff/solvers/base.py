@@ -1,0 +1,50 @@
+"""The protocol: a solver is a pure function that moves a state between two noise levels of one equation.
+
+State in, state out; the solver object holds hyperparameters only, so that one object serves any number of runs and threads.
+A step may run down (t noisier than s: sampling) or up (encoding), and may have zero length (a corrector).
+"""
+from __future__ import annotations
+
+import abc
+from typing import Any, NamedTuple
+
+from ..equation import ReverseSDE
+from ..random import Noise
+from ..score import Prediction
+from ..sde import NoiseLevel
+
+
+class State(NamedTuple):
+    """What a step hands to the next: ``x`` (B, *D); ``memory``, remembered (lambda, evaluation) pairs, newest first;
+    ``prediction``, the last one of the model (its ``x0`` is the preview), None from black-box methods."""
+
+    x: Any
+    memory: tuple[tuple[float, Any], ...] = ()
+    prediction: Prediction | None = None
+
+
+class Solver(abc.ABC):
+    """A frozen dataclass of hyperparameters with one method.
+
+    ``order``: the order of convergence on the probability-flow ODE, and the weak order on the SDE where that differs
+    (``weak_order``); None where the method does not converge by refining the grid (a corrector's fixed point).
+    ``noise``: "never" (ODE only), "always", or "eta" (as much as the equation has).
+    """
+
+    order: int | None = 1
+    noise: str = "eta"
+
+    @property
+    def weak_order(self) -> int | None:
+        """Order of the output's law on an equation with eta > 0, by refinement; None where there is none."""
+        return None if self.noise == "never" else 1
+
+    @abc.abstractmethod
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        """The state at s from the state at t. ``noise`` is the source as this step sees it (None for a deterministic run)."""
+
+    def accepts(self, eq: ReverseSDE) -> None:
+        """Raises ValueError where this solver cannot integrate this equation."""
+        if self.noise == "never" and not eq.is_ode:
+            raise ValueError(f"eta={eq.eta!r}: {type(self).__name__} solves the probability-flow ODE alone; expected eta=0, "
+                             "or a method for SDEs such as 'euler-maruyama', 'sde-heun' or 'dpm++2m-sde'.")

@@ -1,0 +1,99 @@
+"""Solvers made of solvers."""
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..equation import ReverseSDE, exploded
+from ..random import Noise
+from ..score import Prediction
+from ..sde import NoiseLevel
+from .base import Solver, State
+from .exponential import infinite_step
+from .onestep import HEUN, KUTTA, RungeKutta
+
+
+@dataclass(frozen=True)
+class Chain(Solver):
+    """Predictor-corrector: the predictor's step from t to s, then the corrector's step of zero duration at s.
+    Song et al. 2021, Alg. 1."""
+
+    predictor: Solver
+    corrector: Solver
+
+    order = None
+
+    @property
+    def noise(self) -> str:                                                                  # type: ignore[override]
+        return self.corrector.noise if self.corrector.noise == "always" else self.predictor.noise
+
+    @property
+    def weak_order(self) -> None:
+        return None
+
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        return self.corrector.step(eq, self.predictor.step(eq, state, t, s, noise), s, s, noise)
+
+    def accepts(self, eq: ReverseSDE) -> None:
+        self.predictor.accepts(eq)
+
+
+@dataclass(frozen=True)
+class Exploded(Solver):
+    """A one-step ODE solver in the chart y = x/alpha with the clock sigma/alpha, where Euler is DDIM and Heun is EDM's.
+    Steps that reach infinity there (alpha = 0) are DDIM steps."""
+
+    inner: Solver
+
+    noise = "never"
+
+    @property
+    def order(self) -> int | None:                                                           # type: ignore[override]
+        return self.inner.order
+
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if t.alpha == 0 or s.alpha == 0:
+            return State(infinite_step(eq.predict(state.x, t), s, None))
+        chart = exploded(eq)
+        x = self.inner.step(chart, State(state.x / t.alpha), chart.at(t.sigma / t.alpha), chart.at(s.sigma / s.alpha), noise).x
+        return State(s.alpha * x)
+
+
+@dataclass(frozen=True)
+class Start(Solver):
+    """A multistep solver of order p, its first p - 2 steps taken by a one-step solver of order p - 1 (from where its own
+    lower orders suffice), so that order p holds from any starting time. The starter's first evaluation is the one that the
+    multistep solver remembers, so a start costs the starter's further stages only. Steps of infinite length in lambda, and
+    equations with eta > 0, where the multistep solver has weak order 1 anyway, are left to the multistep solver."""
+
+    starter: Solver
+    multistep: Any
+
+    @property
+    def order(self) -> int | None:                                                           # type: ignore[override]
+        return self.multistep.order
+
+    @property
+    def noise(self) -> str:                                                                  # type: ignore[override]
+        return self.multistep.noise
+
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if len(state.memory) >= self.multistep.order - 2 or not eq.is_ode or not math.isfinite(s.lam - t.lam):
+            return self.multistep.step(eq, state, t, s, noise)
+        first: list[Prediction] = [eq.predict(state.x, t)]
+        p, known = first[0], list(first)
+        again = dataclasses.replace(eq, score=lambda x, level: known.pop() if known else eq.predict(x, level))
+        x = self.starter.step(again, State(state.x), t, s, noise).x
+        return State(x, ((t.lam, getattr(p, self.multistep.form)), *state.memory), p)
+
+    def accepts(self, eq: ReverseSDE) -> None:
+        self.multistep.accepts(eq)
+
+
+def started(multistep: Any) -> Solver:
+    """The multistep solver with the start that its order demands: none up to order 2, Heun for 3, Kutta's third order for 4,
+    in the exploded chart."""
+    starters: dict[int, RungeKutta] = {3: HEUN, 4: KUTTA}
+    return Start(Exploded(starters[multistep.order]), multistep) if multistep.order in starters else multistep

@@ -10,17 +10,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from .contracts import choice
-from .grids import DDPM, Grid, Karras, LogSNR, Uniform
-from .sde import EDMSDE, SDE, NoiseLevel
-from .solvers import (DDIM, EULER, HEUN, MIDPOINT, RK4, Chain, EulerMaruyama, Exponential, Langevin, ReverseDiffusion, SciPy, Solver,
-                      StochasticHeun, TorchSDE, started)
+from .grids import DDPM, Grid, LogSNR, grid
+from .sde import SDE, NoiseLevel
+from .solvers import (
+    DDIM,
+    EULER,
+    HEUN,
+    MIDPOINT,
+    RK4,
+    Chain,
+    EulerMaruyama,
+    Exponential,
+    Langevin,
+    ReverseDiffusion,
+    SciPy,
+    Solver,
+    StochasticHeun,
+    TorchSDE,
+    started,
+)
 
 Eta = float | Callable[[NoiseLevel], float]
 
 
 @dataclass(frozen=True)
 class Method:
-    """``solver``, the ``eta`` of the equation it solves, and the ``grid`` it prefers (None: equal steps in t)."""
+    """``solver``, the ``eta`` of the equation it solves, and the ``grid`` it prefers (None: the process's own)."""
 
     name: str
     solver: Solver
@@ -28,10 +43,8 @@ class Method:
     grid: Grid | None = None
 
     def default_grid(self, sde: SDE) -> Grid:
-        """The knots of a discrete chain; else this method's grid; else equal steps in t (Karras' for EDM, whose t is sigma)."""
-        if sde.knots:
-            return DDPM()
-        return self.grid or (Karras() if isinstance(sde, EDMSDE) else Uniform())
+        """The knots of a discrete chain; else this method's grid; else the process's own (``SDE.spacing``)."""
+        return DDPM() if sde.knots else self.grid or grid(sde.spacing)
 
 
 _RECIPES: dict[str, Callable[..., Method]] = {}
@@ -100,19 +113,19 @@ def _sde_heun(name: str, eta: Eta = 1.0) -> Method:
 @_register("euler", "midpoint", "heun", "rk4")
 def _runge_kutta(name: str) -> Method:
     """Explicit Runge-Kutta on the probability-flow ODE in t: order 1 (euler), 2 (midpoint, heun), 4 (rk4)."""
-    return Method(name, {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4}[name], grid=LogSNR())
+    return Method(name, {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4}[name])
 
 
 @_register("ddim")
 def _ddim(name: str, eta: float = 0.0) -> Method:
     """DDIM (Song et al. 2021a) with Song's eta in [0, 1]: order 1, exact for a point mass."""
-    return Method(name, DDIM(eta), grid=LogSNR())
+    return Method(name, DDIM(eta))
 
 
 @_register("ddpm")
 def _ddpm(name: str, variance: str = "posterior") -> Method:
     """The DDPM chain (Ho et al. 2020) between any levels, variance 'posterior' or 'beta': weak order 1."""
-    return Method(name, DDIM(1.0, variance), grid=LogSNR())
+    return Method(name, DDIM(1.0, variance))
 
 
 @_register("dpm++2m")

@@ -24,7 +24,7 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from .contracts import integer, real
 Seed = int | Sequence[int] | Tensor | torch.Generator | None
 TILE = {"cpu": 1 << 14, "cuda": 1 << 20}       # normals in a tile: large against a seeding (1 us, 10 us)
 LABELS = 32                                    # labels in a tile, at most: what a batch keeps in memory
+KEPT = 4                                       # streams whose latest tiles are kept: the uses of a step and of a loop in it
 
 
 class Noise(abc.ABC):
@@ -56,6 +57,10 @@ class Noise(abc.ABC):
     @abc.abstractmethod
     def normal(self, use: int = 1) -> Tensor:
         """N(0, I), independent for every (step, use). Use 0 belongs to ``unit``."""
+
+    def initial(self) -> Tensor:
+        """N(0, I), the draw that a run starts from, independent of every other."""
+        return self.normal(4)
 
     def unit(self, t: Any, s: Any) -> Tensor:
         """N(0, I) that drives the step between the levels t and s: the increment of the path over its root length."""
@@ -85,16 +90,17 @@ class Tiles:
 
     Parameters: ``seed``, an int (the sample index then counts from ``first``) or a sequence of B ints, one per sample
     (a sample's noise then depends on its own seed alone); ``shape`` = (B, *D); ``labels``, how many consecutive labels
-    share a tile.
+    share a tile; ``tile``, normals in a tile, by default large against the cost of seeding it.
     """
 
     def __init__(self, seed: int | Sequence[int], shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
-                 device: torch.device | str = "cpu", first: int = 0, labels: int = LABELS) -> None:
+                 device: torch.device | str = "cpu", first: int = 0, labels: int = LABELS, tile: int | None = None) -> None:
         self.shape, self.dtype, self.device = tuple(shape), dtype, torch.device(device)
+        self.seed, self.first = seed, first
         batch, self.event = self.shape[0], self.shape[1:]
         size = max(1, math.prod(self.event))
         self.where = self.device if self.device.type in TILE else torch.device("cpu")
-        room = max(1, TILE[self.where.type] // size).bit_length() - 1       # log2 of (samples x labels) in a tile
+        room = max(1, (tile or TILE[self.where.type]) // size).bit_length() - 1       # log2 of (samples x labels) in a tile
         self.labels = min(labels, 1 << (room + 1) // 2)
         if isinstance(seed, int):
             self.samples = (1 << room) // self.labels
@@ -106,12 +112,19 @@ class Tiles:
         self._held: dict[tuple[int, ...], tuple[int, Tensor]] = {}
 
     def draw(self, stream: tuple[int, ...], label: int) -> Tensor:
-        """The normals (B, *D) of one label of one stream. The latest tiles of each stream are kept."""
+        """The normals (B, *D) of one label of one stream, in storage of their own. The latest tiles of a few streams are kept."""
         block, row = divmod(label, self.labels)
-        held = self._held.get(stream)
+        held = self._held.pop(stream, None)
         if held is None or held[0] != block:
-            held = self._held[stream] = (block, self._tiles(stream, block))
-        return held[1][:, row].to(device=self.device, dtype=self.dtype)
+            held = (block, self._tiles(stream, block))
+        self._held[stream] = held               # the latest stream last; the oldest goes
+        while len(self._held) > KEPT:
+            self._held.pop(next(iter(self._held)), None)
+        return held[1][:, row].to(device=self.device, dtype=self.dtype, copy=True)
+
+    def single(self, stream: tuple[int, ...]) -> Tensor:
+        """The normals (B, *D) of a stream with one label, from tiles of samples alone."""
+        return Tiles(self.seed, self.shape, dtype=self.dtype, device=self.device, first=self.first, labels=1).draw(stream, 0)
 
     def _tiles(self, stream: tuple[int, ...], block: int) -> Tensor:
         digests = [_digest(seed, samples, block, *stream) for seed, samples in self.keys]
@@ -123,16 +136,18 @@ class Tiles:
         # over the tile, leave the law exact and keep tiles that share a seed uncorrelated.
         bits = np.unpackbits(np.frombuffer(b"".join(d[8:] for d in digests), dtype=np.uint8)).reshape(-1, 1, 64)
         signs = torch.from_numpy(1.0 - 2.0 * bits.astype(np.float32)).to(self.where)
-        z[:, : z.shape[1] // 64 * 64].unflatten(1, (-1, 64)).mul_(signs)
-        return z.view(-1, self.labels, *self.event)[self.skip:self.skip + self.shape[0]]
+        whole = z.shape[1] // 64 * 64
+        z[:, :whole].unflatten(1, (-1, 64)).mul_(signs)
+        z[:, whole:].mul_(signs[:, 0, :z.shape[1] - whole])
+        return z.view(len(self.keys) * self.samples, self.labels, *self.event)[self.skip:self.skip + self.shape[0]]
 
 
 class WhiteNoise(Noise):
     """Independent noise for every step, from tiles. See ``Tiles`` for ``seed``, ``shape`` and ``first``."""
 
-    def __init__(self, seed: int | Sequence[int], shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
+    def __init__(self, seed: Seed, shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu", first: int = 0) -> None:
-        self._bind(Tiles(seed, shape, dtype=dtype, device=device, first=first), (), 0)
+        self._bind(Tiles(canonical_seed(seed, shape[0]), shape, dtype=dtype, device=device, first=first), (), 0)
 
     def _bind(self, tiles: Tiles, path: tuple[int, ...], step: int) -> WhiteNoise:
         self.tiles, self.path, self.step = tiles, path, step
@@ -147,6 +162,9 @@ class WhiteNoise(Noise):
 
     def normal(self, use: int = 1) -> Tensor:
         return self.tiles.draw((use, *self.path), self.step)
+
+    def initial(self) -> Tensor:
+        return self.tiles.single((4, *self.path))
 
 
 class GeneratorNoise(Noise):
@@ -172,7 +190,7 @@ class GeneratorNoise(Noise):
 _INVERSE = ((4.0, -6.0), (-6.0, 12.0))
 
 
-def _bridge(p: float) -> tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]:
+def _bridge(p: float) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float, float]]:
     """(W_p, A_p) given (W_0 = A_0 = 0; W_1, A_1) on a unit cell: the mean's weights on (W_1, A_1) for W and for A, and
     the Cholesky factor (l_ww, l_aw, l_aa) of the conditional covariance."""
     cw, ca = (p, p - p * p / 2), (p * p / 2, p * p / 2 - p**3 / 6)          # Cov(W_p, (W_1, A_1)), Cov(A_p, (W_1, A_1))
@@ -181,7 +199,7 @@ def _bridge(p: float) -> tuple[tuple[float, float, float], tuple[float, float, f
     vww, vwa, vaa = p * q * (1 - 3 * p * q), p * p * q * q * (1 - 2 * p) / 2, p**3 * q**3 / 3
     lww = math.sqrt(vww)
     law = vwa / lww if lww else 0.0
-    return (*mw, 0.0), (*ma, 0.0), (lww, law, math.sqrt(max(0.0, vaa - law * law)))
+    return tuple(mw), tuple(ma), (lww, law, math.sqrt(max(0.0, vaa - law * law)))  # type: ignore[return-value]
 
 
 class BrownianPath(Noise):
@@ -195,15 +213,17 @@ class BrownianPath(Noise):
     eta accumulates: a coarse order-1 step then receives exactly the weighted sum of the fine steps' noise.
     """
 
-    def __init__(self, seed: int | Sequence[int], shape: Sequence[int], *, span: tuple[float, float] = (0.0, 1.0),
+    def __init__(self, seed: Seed, shape: Sequence[int], *, span: tuple[float, float] = (0.0, 1.0),
                  clock: Callable[[Any], float] | None = None, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu", first: int = 0, resolution: float = 2.0**-20) -> None:
         self.low, self.high = real("span[0]", span[0]), real("span[1]", span[1], span[0], low_open=True)
         self.clock, self.resolution, self.timed = clock or (lambda level: level.t), resolution, clock is None
+        seed = canonical_seed(seed, shape[0])
         self.white = WhiteNoise(seed, shape, dtype=dtype, device=device, first=first)
-        self.tree = Tiles(seed, shape, dtype=torch.float64, device=device, first=first, labels=2)
+        self.tree = Tiles(seed, shape, dtype=torch.float64, device=device, first=first, labels=2, tile=1 << 12)
         self.shape, self.dtype, self.device = tuple(shape), dtype, torch.device(device)
         self._recent: dict[float, tuple[Tensor, Tensor]] = {}
+        self._cells: list[_Cell] = []
 
     def _with(self, white: WhiteNoise) -> BrownianPath:
         view = object.__new__(BrownianPath)
@@ -219,9 +239,12 @@ class BrownianPath(Noise):
     def normal(self, use: int = 1) -> Tensor:
         return self.white.normal(use + 16)      # uses below 16 name white noise of intervals, which the path replaces
 
+    def initial(self) -> Tensor:
+        return self.white.initial()
+
     def value(self, c: float) -> Tensor:
         """W at the clock value c: (B, *D), N(0, (c - low) I)."""
-        return self._pair(c)[0].to(self.dtype)
+        return self._pair(c)[0].to(self.dtype, copy=True)
 
     def unit(self, t: Any, s: Any) -> Tensor:
         ct, cs = self.clock(t), self.clock(s)
@@ -234,45 +257,56 @@ class BrownianPath(Noise):
         return (as_ - at - (s.t - t.t) * wt).to(self.dtype)
 
     def _pair(self, c: float) -> tuple[Tensor, Tensor]:
-        if c not in self._recent:
+        pair = self._recent.get(c)
+        if pair is None:
             while len(self._recent) > 3:
                 self._recent.pop(next(iter(self._recent)), None)
-            self._recent[c] = self._descend(c)
-        return self._recent[c]
+            pair = self._recent[c] = self._descend(c)
+        return pair
 
     def _node(self, node: int) -> tuple[Tensor, Tensor]:
         stream = (-1, node >> 62, node & (1 << 62) - 1)
-        return self.tree.draw(stream, 0), self.tree.draw(stream, 1)
+        pair = self.tree.draw(stream, 0), self.tree.draw(stream, 1)
+        self.tree._held.clear()
+        return pair
 
     def _descend(self, c: float) -> tuple[Tensor, Tensor]:
         real("clock value", c, self.low, self.high, hint=f"the path was built on the span ({self.low}, {self.high})")
-        left, right, node = 0.0, self.high - self.low, 1
         target = c - self.low
-        z, y = self._node(0)
-        self.tree._held.clear()
-        wl = al = torch.zeros_like(z)
-        wr, ar = math.sqrt(right) * z, right**1.5 * (z / 2 + y / math.sqrt(12.0))
+        cells = self._cells                     # from the root to the cell of the latest query: neighbours share most of it
+        while len(cells) > 1 and not cells[-1].left <= target <= cells[-1].right:
+            cells.pop()
+        if not cells:
+            length, (z, y) = self.high - self.low, self._node(0)
+            zero = torch.zeros_like(z)
+            cells.append(_Cell(0.0, length, 1, (zero, zero), (math.sqrt(length) * z, length**1.5 * (z / 2 + y / math.sqrt(12.0)))))
         while True:
-            if target == left:
-                return wl, al
-            if target == right:
-                return wr, ar
+            left, right, node, (wl, al), (wr, ar) = cell = cells[-1]
+            if target in (left, right):
+                return cell.low if target == left else cell.high
             h = right - left
             # Too fine to split: the query point itself, drawn from the bridge over its cell.
             last = h <= self.resolution * right or node >= 1 << 100
             mid = target if last else left + h / 2
-            (w_w, w_a, _), (a_w, a_a, _), (lww, law, laa) = _bridge((mid - left) / h)
+            (w_w, w_a), (a_w, a_a), (lww, law, laa) = _bridge((mid - left) / h)
             dw, da = wr - wl, ar - al - h * wl                                        # relative to the left end
             z, y = self._node(node)
-            self.tree._held.clear()
-            wm = wl + w_w * dw + w_a / h * da + math.sqrt(h) * lww * z
-            am = al + (mid - left) * wl + a_w * h * dw + a_a * da + h**1.5 * (law * z + laa * y)
+            middle = (wl + w_w * dw + w_a / h * da + math.sqrt(h) * lww * z,
+                      al + (mid - left) * wl + a_w * h * dw + a_a * da + h**1.5 * (law * z + laa * y))
             if last:
-                return wm, am
-            if target >= mid:
-                left, wl, al, node = mid, wm, am, 2 * node + 1
-            else:
-                right, wr, ar, node = mid, wm, am, 2 * node
+                return middle
+            cells.append(_Cell(mid, right, 2 * node + 1, middle, cell.high) if target >= mid
+                         else _Cell(left, mid, 2 * node, cell.low, middle))
+
+
+class _Cell(NamedTuple):
+    """A cell of the Brownian tree: its ends, its number in the tree, and (W, A) at either end."""
+
+    left: float
+    right: float
+    node: int
+    low: tuple[Tensor, Tensor]
+    high: tuple[Tensor, Tensor]
 
 
 def quadratic_variation(eta: float = 1.0) -> Callable[[Any], float]:
@@ -286,7 +320,7 @@ def source(seed: Seed, shape: Sequence[int], *, dtype: torch.dtype = torch.float
     """White noise for a seed of any kind: an int, B ints (one per sample), a ``torch.Generator``, or None (a fresh seed)."""
     if isinstance(seed, torch.Generator):
         return GeneratorNoise(seed, shape, dtype=dtype, device=device)
-    return WhiteNoise(canonical_seed(seed, shape[0]), shape, dtype=dtype, device=device, first=first)
+    return WhiteNoise(seed, shape, dtype=dtype, device=device, first=first)
 
 
 def canonical_seed(seed: Seed, batch: int) -> int | list[int]:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from . import contracts, random
 from .equation import ReverseSDE
-from .grids import checked, grid as as_grid
-from .methods import Method, method as as_method
+from .grids import checked
+from .grids import grid as as_grid
+from .methods import Method
+from .methods import method as as_method
 from .random import BrownianPath, Noise, quadratic_variation
 from .score import NetworkError, Prediction, Score
 from .sde import SDE, NoiseLevel, transition
@@ -124,7 +126,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     draws = start is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
     source, used = (_noise(noise, seed, size, inner, device, eq, levels) if draws else (None, None))
     if start is None:
-        x = (source if isinstance(source, random.GeneratorNoise) else source.at(-1)).normal(1) * sde.prior_std(levels[0])  # type: ignore[union-attr]
+        x = sde.prior_std(levels[0]) * source.initial()                                      # type: ignore[union-attr]
     else:
         x = start.to(inner)
     steps_iter: Any = iterate(eq, recipe.solver, x, levels, source)

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from . import random
-from .contracts import choice, real, shape as checked_shape
+from .contracts import choice, real
+from .contracts import shape as checked_shape
 
 Scalar = Any        # a float in a loop; a float64 tensor (B, 1, ..., 1) when times differ per sample
 
@@ -79,11 +80,13 @@ class SDE(abc.ABC):
     ``variance``, each as (value, time derivative) of a float64 tensor, and ``time_of``, the inverse of lambda(t).
 
     ``t_max``: the noisy end. ``t_min``: the default end of sampling. ``knots``: number of steps of a discrete chain, else None.
+    ``spacing``: name of the time grid that suits the process.
     """
 
     t_max: float = 1.0
     t_min: float = 0.0
     knots: int | None = None
+    spacing: str = "quadratic"          # the grid on which one-step methods do best, by their exact error on Gaussian data
 
     @abc.abstractmethod
     def alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,7 +129,8 @@ class SDE(abc.ABC):
         return [NoiseLevel(*row) for row in zip(*(v.tolist() for v in self._over(t)))]
 
     def at(self, t: float | Tensor) -> NoiseLevel:
-        """The level at time t: floats for a number, float64 tensors for a tensor (shape it (B, 1, ..., 1) to meet x)."""
+        """The level at time t: floats for a number, float64 tensors for a tensor (shape it (B, 1, ..., 1) to meet x). A number
+        outside [0, t_max] raises ValueError; a tensor is taken as it is (a check would synchronise the device)."""
         if isinstance(t, Tensor) and t.ndim:
             return self._over(t.double())
         return _cached_level(self, float(t))
@@ -139,8 +143,10 @@ class SDE(abc.ABC):
             real(f"times[{i}]", t, 0.0, self.t_max)
         return self._levels(grid)
 
-    def level_of(self, lam: float) -> NoiseLevel:
-        """The level whose log(alpha/sigma) is lam."""
+    def level_of(self, lam: float | Tensor) -> NoiseLevel:
+        """The level whose log(alpha/sigma) is lam: floats for a number, tensors shaped as lam for a tensor."""
+        if isinstance(lam, Tensor) and lam.ndim:
+            return self.at(self.time_of(lam.double()))
         return self.at(float(self.time_of(torch.tensor([lam], dtype=torch.float64))))
 
     # -- the process, as a textbook writes it ---------------------------------------------------------------------
@@ -175,7 +181,7 @@ class SDE(abc.ABC):
         """Draws of x at t_max: (B, *D)."""
         dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
         noise = random.source(seed, checked_shape("shape", shape), dtype=dtype, device=device)
-        return self.prior_std() * noise.normal()
+        return self.prior_std() * noise.initial()
 
     def _time(self, t: float | Tensor) -> float | Tensor:
         if isinstance(t, Tensor) and t.ndim:
@@ -191,13 +197,15 @@ class SDE(abc.ABC):
 
 @functools.lru_cache(maxsize=1 << 14)           # a process is immutable and compares by its parameters or by identity
 def _cached_level(sde: SDE, t: float) -> NoiseLevel:
-    return sde._levels(torch.tensor([t], dtype=torch.float64))[0]
+    return sde._levels(torch.tensor([real("t", t, 0.0, sde.t_max)], dtype=torch.float64))[0]
 
 
 def transition(t: NoiseLevel, s: NoiseLevel) -> tuple[Scalar, Scalar]:
     """(alpha_ts, sigma_ts) of x_t given x_s, s the cleaner level: scale and standard deviation of the forward step."""
     if isinstance(t.alpha, Tensor):
-        return t.alpha / s.alpha, t.sigma * torch.sqrt(-torch.expm1(2 * (t.lam - s.lam)))
+        still = t.t == s.t                      # also at alpha = 0 and at sigma = 0, where the formulas read 0/0 and inf - inf
+        std = t.sigma * torch.sqrt((-torch.expm1(2 * (t.lam - s.lam))).clamp(min=0))
+        return torch.where(still, 1.0, t.alpha / s.alpha), torch.where(still, 0.0, std)
     if t.t == s.t:
         return 1.0, 0.0
     return t.alpha / s.alpha, t.sigma * math.sqrt(max(0.0, -math.expm1(2 * (t.lam - s.lam))))
@@ -241,6 +249,7 @@ class VPSDE(_Exponential):
         return -torch.expm1(-b), beta * torch.exp(-b)
 
     def time_of_integral(self, b: Tensor) -> Tensor:
+        b = b.clamp(max=(self.beta_min + self.beta_max) / 2)            # B(t_max); b is infinite at alpha = 0
         return (2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b))).clamp(0, self.t_max)
 
     def time_of(self, lam: Tensor) -> Tensor:
@@ -324,6 +333,8 @@ class VESDE(SDE):
     subtract_min: bool = False
     t_min: float = 1e-5
 
+    spacing = "uniform"
+
     def __post_init__(self) -> None:
         real("sigma_min", self.sigma_min, 0.0, low_open=True)
         real("sigma_max", self.sigma_max, self.sigma_min, low_open=True, hint="sigma_min < sigma_max")
@@ -360,6 +371,8 @@ class EDMSDE(SDE):
     sigma_min: float = 0.002
     sigma_max: float = 80.0
 
+    spacing = "karras"
+
     def __post_init__(self) -> None:
         real("sigma_min", self.sigma_min, 0.0)
         real("sigma_max", self.sigma_max, self.sigma_min, low_open=True, hint="sigma_min < sigma_max")
@@ -388,6 +401,8 @@ class RectifiedFlow(SDE):
     the probability-flow velocity is finite. Liu et al. 2022 (arXiv:2209.03003)."""
 
     t_min: float = 1e-3
+
+    spacing = "uniform"
 
     def __post_init__(self) -> None:
         real("t_min", self.t_min, 0.0, self.t_max, high_open=True)
@@ -441,8 +456,9 @@ class ChainVPSDE(SDE):
 
     def variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
         b, beta, zero = self._abar(t)
-        a, da = self.alpha(t)
-        return torch.where(zero, 1 - a * a, 0.0 - torch.expm1(-b)), torch.where(zero, -2 * a * da, beta * torch.exp(-b))
+        v, u = 0.0 - torch.expm1(-b), t - (self.knots - 1)
+        return (torch.where(zero, v + torch.exp(-b) * u * (2 - u), v),              # 1 - abar (1 - u)^2
+                torch.where(zero, 2 * (1 - u), beta) * torch.exp(-b))
 
     def time_of(self, lam: Tensor) -> Tensor:
         b = _softplus(-2 * lam).contiguous()
@@ -583,7 +599,7 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def _table(name: str, values: Sequence[float] | Tensor) -> np.ndarray:
-    table = np.array(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    table = np.array(values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values, dtype=np.float64)
     if table.ndim != 1 or not len(table):
         raise ValueError(f"{name}: expected a non-empty 1-D table of numbers, got shape {table.shape}.")
     table.setflags(write=False)

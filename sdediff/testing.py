@@ -1,0 +1,217 @@
+r"""Instruments that measure a solver: its order, its law, its strong error; shared by tests, docs and benchmarks.
+
+*Order of an ODE method.* errors e(n) of n steps to an exact or independent reference; slopes log2(e(n)/e(2n)); the measured
+order is the mean of the last two slopes above the rounding floor.
+
+*Law of a stochastic method without Monte Carlo (affine probe).* With an affine score every fixed-step scheme is affine in
+(start, noises), so a batch of K + 2 rows (all zero; unit start; one unit noise each) through the black box gives its gain and
+every noise weight, and with them the exact output mean and variance on Gaussian data.
+
+*Strong order.* One Brownian path for all step sizes; the reference is the method's own solution on a finer grid.
+
+The problems are defined here, once: an anisotropic Gaussian (exact flow) and a two-mode mixture (DOP853 reference), under VP.
+References: Kloeden & Platen 1992, ch. 9-10; Hairer, Norsett & Wanner 1993.
+"""
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import random
+from .equation import ReverseSDE
+from .grids import Grid, LogSNR
+from .methods import Method
+from .methods import method as as_method
+from .random import Noise
+from .sampling import iterate
+from .score import Prediction
+from .sde import SDE, VPSDE, NoiseLevel
+from .targets import Gaussian, GaussianMixture
+
+STEPS = (40, 80, 160, 320)
+FLOOR = 1e-11                   # errors below it are rounding
+MIDWAY = 0.35                   # a start in mid-trajectory of VPSDE(): log-SNR/2 about -0.2
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A process, an exact target and starting points drawn from the exact marginal; float64."""
+
+    name: str
+    sde: SDE
+    target: Any
+    rows: int = 64
+
+    def start(self, t_start: float) -> Tensor:
+        """States (rows, d) at t_start, drawn from the exact marginal there."""
+        level = self.sde.at(t_start)
+        x0 = self.target.sample(self.rows, seed=11, dtype=torch.float64)
+        return level.alpha * x0 + level.sigma * random.WhiteNoise(12, x0.shape, dtype=torch.float64).normal()
+
+    @functools.cached_property
+    def _solutions(self) -> dict[tuple[float, float], Tensor]:
+        return {}
+
+    def solution(self, t_start: float, t_end: float) -> Tensor:
+        """The probability-flow endpoint of those states: in closed form for a Gaussian, else by DOP853 at rtol 1e-12."""
+        key = (t_start, t_end)
+        if key not in self._solutions:
+            x, (t, s) = self.start(t_start), (self.sde.at(v) for v in key)
+            if isinstance(self.target, Gaussian):
+                self._solutions[key] = self.target.flow(x, t, s)
+            else:
+                from .solvers import SciPy
+                eq = ReverseSDE(self.sde, self.target.score)
+                *_, end = iterate(eq, SciPy("DOP853", 1e-12, 1e-13), x, [t, s])
+                self._solutions[key] = end.x
+        return self._solutions[key]
+
+
+def _rotation(d: int) -> Tensor:
+    q, _ = torch.linalg.qr(random.WhiteNoise(3, (d, d), dtype=torch.float64).normal())
+    return q
+
+
+@functools.cache
+def gaussian_problem(sde: SDE | None = None) -> Problem:
+    """N(m, S) in three dimensions, S with eigenvalues 0.05, 0.5, 2 in a rotated basis."""
+    q = _rotation(3)
+    cov = q @ torch.diag(torch.tensor([0.05, 0.5, 2.0], dtype=torch.float64)) @ q.T
+    return Problem("gaussian", sde or VPSDE(), Gaussian(torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64), (cov + cov.T) / 2))
+
+
+@functools.cache
+def mixture_problem(sde: SDE | None = None) -> Problem:
+    """Two anisotropic modes of unequal weight in the plane."""
+    means = torch.tensor([[-1.0, 0.5], [1.0, -0.5]], dtype=torch.float64)
+    covs = torch.tensor([[[0.15, 0.05], [0.05, 0.25]], [[0.30, -0.08], [-0.08, 0.12]]], dtype=torch.float64)
+    return Problem("mixture", sde or VPSDE(), GaussianMixture(means, covs, torch.tensor([0.4, 0.6], dtype=torch.float64)))
+
+
+class Convergence(NamedTuple):
+    """Errors of a method on a sequence of grids, coarse to fine; ``order`` is nan where too few lie above rounding."""
+
+    steps: tuple[int, ...]
+    errors: tuple[float, ...]
+
+    @property
+    def slopes(self) -> tuple[float, ...]:
+        """Local orders between neighbouring grids, up to the rounding floor."""
+        pairs = zip(zip(self.steps, self.errors), zip(self.steps[1:], self.errors[1:]))
+        return tuple(math.log(e / f) / math.log(n / m) for (m, e), (n, f) in pairs if f > FLOOR)
+
+    @property
+    def order(self) -> float:
+        """The mean of the last two slopes."""
+        return sum(self.slopes[-2:]) / len(self.slopes[-2:]) if self.slopes else math.nan
+
+    def meets(self, order: int) -> bool:
+        """Whether the measured order is at least order - 0.15 (order - 0.3 from order 3 on, for start-up steps)."""
+        return self.order >= order - (0.15 if order <= 2 else 0.3)
+
+
+def converge(method: str | Method, problem: Problem, *, t_start: float | None = None, t_end: float | None = None,
+             steps: Sequence[int] = STEPS, grid: Grid | None = None) -> Convergence:
+    """Root-mean-square errors of a deterministic method to the problem's probability-flow endpoint, on uniform log-SNR."""
+    recipe, sde, grid = as_method(method), problem.sde, grid or LogSNR()
+    t_start, t_end = t_start or sde.t_max, sde.t_min if t_end is None else t_end
+    eq, errors = ReverseSDE(sde, problem.target.score, recipe.eta), []
+    for n in steps:
+        *_, state = iterate(eq, recipe.solver, problem.start(t_start), sde.levels(grid(sde, n, t_start, t_end)))
+        errors.append(float((state.x - problem.solution(t_start, t_end)).square().mean().sqrt()))
+    return Convergence(tuple(steps), tuple(errors))
+
+
+class _Impulses(Noise):
+    """Unit noises, one row each: draw j is zero but for row j + 2. With ``rows`` = 0 it counts the draws."""
+
+    def __init__(self, rows: int, seen: dict[tuple[Any, ...], int] | None = None, path: tuple[int, ...] = (), step: int = 0) -> None:
+        self.shape, self.rows, self.seen, self.path, self.step = (rows, 1), rows, {} if seen is None else seen, path, step
+
+    def at(self, step: int) -> _Impulses:
+        return _Impulses(self.rows, self.seen, self.path, step)
+
+    def within(self) -> _Impulses:
+        return _Impulses(self.rows, self.seen, (*self.path, self.step))
+
+    def normal(self, use: int = 1) -> Tensor:
+        j = self.seen.setdefault((self.path, self.step, use), len(self.seen))
+        z = torch.zeros(max(self.rows, 1), 1, dtype=torch.float64)
+        if self.rows:
+            z[j + 2] = 1.0
+        return z
+
+
+class Law(NamedTuple):
+    """The exact output law of a method on one-dimensional Gaussian data."""
+
+    mean: float
+    variance: float
+    exact_mean: float
+    exact_variance: float
+
+    @property
+    def w2(self) -> float:
+        """Wasserstein-2 distance to the exact law."""
+        return math.hypot(self.mean - self.exact_mean, math.sqrt(self.variance) - math.sqrt(self.exact_variance))
+
+
+def affine_law(method: str | Method, sde: SDE, levels: Sequence[NoiseLevel], mean: float = 0.5, variance: float = 0.25) -> Law:
+    """The law of a method's output on data N(mean, variance), started from the exact marginal at ``levels[0]``, by unit impulses
+    through the black box: no Monte Carlo error."""
+    recipe = as_method(method)
+
+    def score(x: Tensor, level: NoiseLevel) -> Prediction:
+        total = level.alpha**2 * variance + level.sigma**2
+        residual = x - level.alpha * mean
+        return Prediction(x, level, x0=mean + level.alpha * variance / total * residual, score=-residual / total)
+
+    eq, probe = ReverseSDE(sde, score, recipe.eta), _Impulses(0)
+    for _ in iterate(eq, recipe.solver, torch.zeros(1, 1, dtype=torch.float64), levels, probe):
+        continue
+    rows = len(probe.seen) + 2
+    x = torch.zeros(rows, 1, dtype=torch.float64)
+    x[1] = 1.0
+    *_, state = iterate(eq, recipe.solver, x, levels, _Impulses(rows))
+    base, response = state.x[0, 0].item(), (state.x[1:, 0] - state.x[0, 0]).square()
+    first, last = levels[0], levels[-1]
+    start_mean, start_variance = first.alpha * mean, first.alpha**2 * variance + first.sigma**2
+    gain = (state.x[1, 0] - state.x[0, 0]).item()
+    return Law(base + gain * start_mean, response[0].item() * start_variance + response[1:].sum().item(),
+               last.alpha * mean, last.alpha**2 * variance + last.sigma**2)
+
+
+def weak_convergence(method: str | Method, sde: SDE | None = None, *, t_start: float | None = None, t_end: float | None = None,
+                     steps: Sequence[int] = (50, 100, 200, 400), grid: Grid | None = None, mean: float = 0.5,
+                     variance: float = 0.25) -> Convergence:
+    """Errors |variance - exact| of a method's output on Gaussian data, by the affine probe."""
+    sde, grid = sde or VPSDE(), grid or LogSNR()
+    laws = [affine_law(method, sde, sde.levels(grid(sde, n, t_start, t_end)), mean, variance) for n in steps]
+    return Convergence(tuple(steps), tuple(abs(law.variance - law.exact_variance) for law in laws))
+
+
+def strong_convergence(method: str | Method, problem: Problem, *, t_start: float | None = None, t_end: float | None = None,
+                       steps: Sequence[int] = (32, 64, 128, 256), finest: int = 4096, paths: int = 400, seed: int = 5,
+                       reference: str | Method | None = None, grid: Grid | None = None,
+                       source: Callable[..., Noise] | None = None) -> Convergence:
+    """Root-mean-square distance, path by path, to a fine solution on the same Brownian path in t."""
+    recipe, sde, grid = as_method(method), problem.sde, grid or LogSNR()
+    t_start, t_end = t_start or sde.t_max, sde.t_min if t_end is None else t_end
+    level = sde.at(t_start)
+    x0 = problem.target.sample(paths, seed=seed, dtype=torch.float64)
+    x = level.alpha * x0 + level.sigma * random.WhiteNoise(seed + 1, x0.shape, dtype=torch.float64).normal()
+    build = source or (lambda seed, shape: random.BrownianPath(seed, shape, span=(0.0, sde.t_max), dtype=torch.float64))
+    noise = build(seed + 2, tuple(x.shape))
+
+    def end(recipe: Method, n: int) -> Tensor:
+        *_, state = iterate(ReverseSDE(sde, problem.target.score, recipe.eta), recipe.solver, x, sde.levels(grid(sde, n, t_start, t_end)), noise)
+        return state.x
+
+    fine = end(as_method(reference or method), finest)
+    return Convergence(tuple(steps), tuple(float((end(recipe, n) - fine).square().sum(1).mean().sqrt()) for n in steps))

@@ -23,16 +23,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import random
-from .equation import ReverseSDE
-from .grids import Grid, LogSNR
-from .methods import Method
-from .methods import method as as_method
-from .random import Noise
-from .sampling import iterate
-from .score import Prediction
-from .sde import SDE, VPSDE, NoiseLevel
-from .targets import Gaussian, GaussianMixture
+from .. import random
+from ..equation import ReverseSDE
+from ..grids import Grid, LogSNR
+from ..methods import Method
+from ..methods import method as as_method
+from ..random import Noise
+from ..sampling import iterate
+from ..score import Prediction
+from ..sde import SDE, VPSDE, NoiseLevel
+from ..targets import Gaussian, GaussianMixture
 
 STEPS = (40, 80, 160, 320)
 FLOOR = 1e-11                   # errors below it are rounding
@@ -66,7 +66,7 @@ class Problem:
             if isinstance(self.target, Gaussian):
                 self._solutions[key] = self.target.flow(x, t, s)
             else:
-                from .solvers import SciPy
+                from ..solvers import SciPy
                 eq = ReverseSDE(self.sde, self.target.score)
                 *_, end = iterate(eq, SciPy("DOP853", 1e-12, 1e-13), x, [t, s])
                 self._solutions[key] = end.x

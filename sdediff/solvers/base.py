@@ -15,11 +15,11 @@ from ..sde import NoiseLevel
 
 
 class State(NamedTuple):
-    """What a step hands to the next: ``x`` (B, *D); ``memory``, remembered (lambda, evaluation) pairs, newest first;
+    """What a step hands to the next: ``x`` (B, *D); ``memory``, remembered (level, evaluation) pairs, newest first;
     ``prediction``, the last one of the model (its ``x0`` is the preview), None from black-box methods."""
 
     x: Any
-    memory: tuple[tuple[float, Any], ...] = ()
+    memory: tuple[tuple[NoiseLevel, Any], ...] = ()
     prediction: Prediction | None = None
 
 
@@ -33,6 +33,7 @@ class Solver(abc.ABC):
 
     order: int | None = 1
     noise: str = "eta"
+    remembers: int = 0          # evaluations of earlier steps that a step uses
 
     @property
     def weak_order(self) -> int | None:

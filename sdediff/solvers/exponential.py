@@ -7,27 +7,31 @@ With h = lambda_s - lambda_t, q = 1 + eta^2 and kappa = sigma/alpha, variation o
     eps:  x_s = alpha_s/alpha_t x - q alpha_s kappa_t int_0^h e^{-u} eps(lambda_t + u) du
                 + eta alpha_s sqrt(kappa_t^2 - kappa_s^2) xi,                                                            (5)
 
-and a Lagrange polynomial through the last ``order`` evaluations makes them a method; a shorter memory gives the lower order
-without a branch. The weights follow from the moments of the kernel, in closed form by phi functions.
+and a Lagrange polynomial through evaluations makes them a method: through the last ones a multistep method (``Exponential``), through
+stages inside the step a single-step one (``SingleStep``), through the predicted level too a corrector (``UniPC``). A shorter memory
+gives the lower order without a branch. The weights follow from the moments of the kernel, in closed form by phi functions.
 
-References: Hochbruck & Ostermann 2010; Song et al. 2021a (DDIM: order 1); Lu et al. 2022b (arXiv:2211.01095, DPM-Solver++ 2M and
-SDE-DPM-Solver++); Zhang & Chen 2023 (exponential Adams-Bashforth); Xue et al. 2023 (SA-Solver, eq. 4); Gonzalez et al. 2023 (eq. 5).
+References: Hochbruck & Ostermann 2010; Song et al. 2021a (DDIM: order 1); Lu et al. 2022a (arXiv:2206.00927, DPM-Solver) and 2022b
+(arXiv:2211.01095, DPM-Solver++ and SDE-DPM-Solver++); Zhang & Chen 2023 (arXiv:2204.13902, exponential Adams-Bashforth, DEIS);
+Zhao et al. 2023 (arXiv:2302.04867, UniPC); Xue et al. 2023 (SA-Solver, eq. 4); Gonzalez et al. 2023 (eq. 5).
 """
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..contracts import choice, integer, real
+from ..contracts import choice, integer
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..score import Prediction
 from ..sde import NoiseLevel
 from .base import Solver, State
+
+Node = tuple[NoiseLevel, Any]           # an evaluation, x0 or eps, and where it was made
 
 
 def moments(z: float, n: int) -> list[float]:
@@ -41,62 +45,47 @@ def moments(z: float, n: int) -> list[float]:
     return m
 
 
-def weights(nodes: Sequence[float], h: float, q: float, moment: Any = moments) -> list[float]:
+def _bh1(z: float, n: int) -> list[float]:
+    # UniPC with B(h) = h: its degenerate two-node case takes the coefficient 1/2 (Zhao et al. 2023, Sec. 3.2 and App. B)
+    return [moments(z, 1)[0], z / 2] if n == 2 else moments(z, n)
+
+
+def _bh2(z: float, n: int) -> list[float]:
+    # UniPC with B(h) = e^h - 1
+    m = moments(z, n)
+    return [m[0], m[0] / 2] if n == 2 else m
+
+
+def _published(z: float, n: int) -> list[float]:
+    # DPM-Solver++ multistep as published and as its official code has it: the first moment taken as half of the zeroth, which keeps
+    # order 2 (Lu et al. 2022b, Alg. 2), and in the third order half of the second moment, which does not keep order 3.
+    m = _bh2(z, n)
+    return [m[0], m[1], m[2] / 2] if n == 3 else m
+
+
+KERNELS: dict[str, Callable[[float, int], list[float]]] = {"exact": moments, "published": _published, "bh1": _bh1, "bh2": _bh2}
+
+
+def weights(nodes: Sequence[float], h: float, q: float, kernel: str = "exact") -> list[float]:
     """int_0^h q e^{-q (h - u)} l_j(u) du over the Lagrange basis of ``nodes``: exact for polynomials below their number."""
-    m = moment(q * h, len(nodes))
+    m = KERNELS[kernel](q * h, len(nodes))
     if len(nodes) == 1:
         return m
     powers = np.vander(np.asarray(nodes, dtype=np.float64) / h, increasing=True).T
     return np.linalg.solve(powers, np.asarray(m)).tolist()
 
 
-def _midpoint(z: float, n: int) -> list[float]:
-    # DPM-Solver++ takes the first moment as half of the zeroth, which keeps order 2 (Lu et al. 2022b, eq. 12 and Alg. 2)
-    m = moments(z, 1)[0]
-    return [m, m / 2]
-
-
-@dataclass(frozen=True)
-class Exponential(Solver):
-    """The multistep exponential integrator of order 1 to 4, for any eta.
-
-    ``form``: "x0" (4) or "eps" (5), what is interpolated. ``kernel``: "exact" integrals, or "midpoint" for the published
-    DPM-Solver++ 2M (order 2, x0 form). Order 1 in x0 form is DDIM (eta = 0) and the DDPM posterior chain (eta = 1).
-    Weak order 1 for eta > 0. A step from alpha = 0 or into sigma = 0 has infinite length in lambda and order 1.
-    """
-
-    order: int = 2
-    form: str = "x0"
-    kernel: str = "exact"
-
-    def __post_init__(self) -> None:
-        integer("order", self.order, 1, 4)
-        choice("form", self.form, ("x0", "eps"))
-        choice("kernel", self.kernel, ("exact", "midpoint"))
-        if self.kernel == "midpoint" and self.order != 2:
-            raise ValueError(f"order={self.order}: kernel='midpoint' is DPM-Solver++ 2M, of order 2; expected kernel='exact'.")
-
-    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
-        p, h, eta = eq.predict(state.x, t), s.lam - t.lam, eq.eta_at(t)
-        if h == 0:
-            return state
-        if not math.isfinite(h):
-            return State(infinite_step(p, s, noise.unit(t, s) if eta and s.sigma else None), (), p)  # type: ignore[union-attr]
-        memory = ((t.lam, getattr(p, self.form)), *state.memory)[:self.order]
-        nodes, q, moment = [lam - t.lam for lam, _ in memory], 1 + eta**2, moments if self.kernel == "exact" else _midpoint
-        if self.form == "x0":
-            x = s.sigma / t.sigma * math.exp(-eta**2 * h) * state.x
-            scale, w, std = s.alpha, weights(nodes, h, q, moment), s.sigma * math.sqrt(max(0.0, -math.expm1(-2 * eta**2 * h)))
-        else:
-            # the kernel e^{-u} is that of (4) read from the other end of the step
-            x = s.alpha / t.alpha * state.x
-            scale, w = -q * s.alpha * t.sigma / t.alpha, weights([h - u for u in nodes], h, 1.0, moment)
-            std = eta * s.alpha * t.sigma / t.alpha * math.sqrt(max(0.0, -math.expm1(-2 * h)))
-        for w_j, (_, value) in zip(w, memory):
-            x = x + scale * w_j * value
-        if eta:
-            x = x + std * noise.unit(t, s)                                                   # type: ignore[union-attr]
-        return State(x, memory[:self.order - 1], p)
+def advance(x: Any, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], form: str, kernel: str = "exact", eta: float = 0.0) -> Any:
+    """The step from t to s of (4) or (5) without its noise, x0 or eps interpolated through the nodes."""
+    h, q = s.lam - t.lam, 1 + eta**2
+    places = [level.lam - t.lam for level, _ in nodes]
+    if form == "x0":
+        x, scale, w = s.sigma / t.sigma * math.exp(-eta**2 * h) * x, s.alpha, weights(places, h, q, kernel)
+    else:                                       # alpha_s kappa_t e^{-u} = sigma_s e^{h - u}: the kernel of (4) with q = -1
+        x, scale, w = s.alpha / t.alpha * x, q * s.sigma, weights(places, h, -1.0, kernel)
+    for w_j, (_, value) in zip(w, nodes):
+        x = x + scale * w_j * value
+    return x
 
 
 def infinite_step(p: Prediction, s: NoiseLevel, xi: Any) -> Any:
@@ -110,38 +99,127 @@ def infinite_step(p: Prediction, s: NoiseLevel, xi: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class DDIM(Solver):
-    r"""The discrete chain samplers between any two levels (Song et al. 2021a, eq. 12; Ho et al. 2020, eq. 6-7):
+class Exponential(Solver):
+    """The multistep exponential integrator of order 1 to 4, for any eta.
 
-        x_s = alpha_s x0 + sigma_s sqrt(1 - eta^2 (1 - e^{-2h})) eps + eta std xi,
-        std = sigma_s sqrt(1 - e^{-2h})  ("posterior": beta tilde)   or   sigma_t sqrt(1 - e^{-2h})  ("beta").
-
-    ``eta`` is Song's, in [0, 1]: 0 is DDIM, 1 the DDPM chain. No noise is added on a step into sigma = 0.
+    ``form``: "x0" (4) or "eps" (5), what is interpolated. ``kernel``: "exact" integrals, or "published" for DPM-Solver++ 2M and 3M as
+    printed (x0 form; its third order converges at order 2). Order 1 in x0 form is DDIM (eta = 0) and the DDPM posterior chain
+    (eta = 1). Weak order 1 for eta > 0. A step from alpha = 0 or into sigma = 0 has infinite length in lambda and order 1.
     """
 
-    eta: float = 0.0
-    variance: str = "posterior"
+    nodes: int = 2
+    form: str = "x0"
+    kernel: str = "exact"
 
     def __post_init__(self) -> None:
-        real("eta", self.eta, 0.0, 1.0, hint="Song's eta; the continuous family is ReverseSDE(eta=)")
-        choice("variance", self.variance, ("posterior", "beta"))
+        integer("nodes", self.nodes, 1, 4)
+        choice("form", self.form, ("x0", "eps"))
+        choice("kernel", self.kernel, ("exact", "published"))
+        if self.kernel == "published" and self.nodes > 3:
+            raise ValueError(f"nodes={self.nodes}: kernel='published' is DPM-Solver++ 2M or 3M; expected nodes <= 3.")
 
     @property
-    def noise(self) -> str:                                                                  # type: ignore[override]
-        return "always" if self.eta else "never"
+    def order(self) -> int:                                                                  # type: ignore[override]
+        return min(self.nodes, 2) if self.kernel == "published" else self.nodes
+
+    @property
+    def remembers(self) -> int:                                                              # type: ignore[override]
+        return self.nodes - 1
+
+    @property
+    def starts(self) -> int:
+        """Steps that must be taken by a starter of order ``order`` - 1 for the order to hold from any start."""
+        return max(0, self.order - 2)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
-        p, fresh = eq.predict(state.x, t), -math.expm1(2 * (t.lam - s.lam)) if s.t != t.t else 0.0
-        kept = s.sigma * math.sqrt(1 - self.eta**2 * fresh)
-        x = s.alpha * p.x0 if s.alpha else 0.0
-        if kept:
-            x = x + kept * p.eps
-        if self.eta and s.sigma:
-            std = (s if self.variance == "posterior" else t).sigma * math.sqrt(fresh)
-            x = x + self.eta * std * noise.unit(t, s)                                        # type: ignore[union-attr]
-        return State(x, (), p)
+        if t.lam == s.lam:
+            return state
+        p, h, eta = eq.predict(state.x, t), s.lam - t.lam, eq.eta_at(t)
+        if not math.isfinite(h):
+            return State(infinite_step(p, s, noise.unit(t, s) if eta and s.sigma else None), (), p)  # type: ignore[union-attr]
+        memory = ((t, getattr(p, self.form)), *state.memory)[:self.nodes]
+        x = advance(state.x, t, s, memory, self.form, self.kernel, eta)
+        if eta:
+            rate = -2 * eta**2 * h if self.form == "x0" else 2 * h        # sigma_s e^{h} = alpha_s kappa_t
+            x = x + (1.0 if self.form == "x0" else eta) * s.sigma * math.sqrt(abs(math.expm1(rate))) * noise.unit(t, s)  # type: ignore[union-attr]
+        return State(x, memory[:self.nodes - 1], p)
 
-    def accepts(self, eq: ReverseSDE) -> None:
-        if eq.eta not in (0, self.eta):
-            raise ValueError(f"eta={eq.eta!r}: DDIM carries its own eta={self.eta}; expected an equation with eta=0, or "
-                             "DDIM(eta=...), or Exponential(order=1) for the continuous family.")
+
+@dataclass(frozen=True)
+class SingleStep(Solver):
+    """Exponential Runge-Kutta: evaluations at lambda_t + c h, each reached by interpolating through earlier ones.
+
+    ``c``: the stages, first 0. ``uses[i]``: which evaluations stage i, and last the whole step, interpolates through. With the right
+    stages few nodes suffice: c = 2/3 makes a linear interpolant third order. Lu et al. 2022a, Alg. 1-2; 2022b, Alg. 1.
+    """
+
+    c: tuple[float, ...]
+    uses: tuple[tuple[int, ...], ...]
+    order: int                                                                               # type: ignore[misc]
+    form: str = "eps"
+    kernel: str = "exact"
+
+    noise = "never"
+
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        p, h = eq.predict(state.x, t), s.lam - t.lam
+        if not math.isfinite(h):
+            return State(infinite_step(p, s, None), (), p)
+        nodes: list[Node] = [(t, getattr(p, self.form))]
+        for c, uses in zip(self.c[1:], self.uses[1:]):
+            level = eq.sde.level_of(t.lam + c * h)
+            x = advance(state.x, t, level, [nodes[j] for j in uses], self.form, self.kernel)
+            nodes.append((level, getattr(eq.predict(x, level), self.form)))
+        return State(advance(state.x, t, s, [nodes[j] for j in self.uses[-1]], self.form, self.kernel), (), p)
+
+
+def dpm_solver(order: int, form: str = "eps") -> SingleStep:
+    """DPM-Solver-1, -2, -3 (form "eps") and DPM-Solver++ 2S, 3S (form "x0"), with the papers' stages."""
+    return {1: SingleStep((0.0,), ((), (0,)), 1, form), 2: SingleStep((0.0, 1 / 2), ((), (0,), (0, 1)), 2, form, "bh2"),
+            3: SingleStep((0.0, 1 / 3, 2 / 3), ((), (0,), (0, 1), (0, 2)), 3, form)}[order]
+
+
+@dataclass(frozen=True)
+class UniPC(Solver):
+    """UniPC-p: the exponential multistep predictor through p nodes, then a corrector through the predicted level as one more node, whose
+    evaluation the next step starts from. Order p + 1, one evaluation a step (and one at the start). Zhao et al. 2023, Alg. 5-8.
+
+    ``nodes`` p, ``form`` "x0" or "eps", ``kernel`` "bh1" or "bh2": the choice of B(h), which matters where two nodes meet. The corrector
+    is applied on every step that ends at sigma > 0, the last included.
+    """
+
+    nodes: int = 2
+    kernel: str = "bh2"
+    form: str = "x0"
+
+    noise = "never"
+
+    def __post_init__(self) -> None:
+        integer("nodes", self.nodes, 1, 4)
+        choice("kernel", self.kernel, ("bh1", "bh2"))
+        choice("form", self.form, ("x0", "eps"))
+
+    @property
+    def order(self) -> int:                                                                  # type: ignore[override]
+        return self.nodes + 1
+
+    @property
+    def remembers(self) -> int:                                                              # type: ignore[override]
+        return self.nodes
+
+    @property
+    def starts(self) -> int:
+        """Steps that must be taken by a starter of order ``order`` - 1 for the order to hold from any start."""
+        return max(0, self.nodes - 2)
+
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        p, memory = state.prediction, state.memory
+        if p is None or not memory or memory[0][0] != t:
+            p = eq.predict(state.x, t)
+            memory = ((t, getattr(p, self.form)), *memory)
+        if not math.isfinite(s.lam - t.lam):
+            return State(infinite_step(p, s, None), (), None)
+        x = advance(state.x, t, s, memory[:self.nodes], self.form, self.kernel)
+        p = eq.predict(x, s)
+        memory = ((s, getattr(p, self.form)), *memory[:self.nodes])
+        return State(advance(state.x, t, s, memory, self.form, self.kernel), memory[:self.nodes], p)

@@ -8,11 +8,10 @@ from typing import Any
 
 from ..equation import ReverseSDE, exploded
 from ..random import Noise
-from ..score import Prediction
 from ..sde import NoiseLevel
 from .base import Solver, State
 from .exponential import infinite_step
-from .onestep import HEUN, KUTTA, RungeKutta
+from .onestep import HEUN, KUTTA, RK4
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,10 @@ class Chain(Solver):
     @property
     def noise(self) -> str:                                                                  # type: ignore[override]
         return self.corrector.noise if self.corrector.noise == "always" else self.predictor.noise
+
+    @property
+    def remembers(self) -> int:                                                              # type: ignore[override]
+        return self.predictor.remembers
 
     @property
     def weak_order(self) -> None:
@@ -63,10 +66,10 @@ class Exploded(Solver):
 
 @dataclass(frozen=True)
 class Start(Solver):
-    """A multistep solver of order p, its first p - 2 steps taken by a one-step solver of order p - 1 (from where its own
-    lower orders suffice), so that order p holds from any starting time. The starter's first evaluation is the one that the
-    multistep solver remembers, so a start costs the starter's further stages only. Steps of infinite length in lambda, and
-    equations with eta > 0, where the multistep solver has weak order 1 anyway, are left to the multistep solver."""
+    """A multistep solver of order p, its first ``starts`` steps taken by a one-step solver of order p - 1 (from where its own lower
+    orders suffice), so that order p holds from any starting time. The starter's first evaluation is the one that the multistep solver
+    remembers, so a start costs the starter's further stages only. Steps of infinite length in lambda, and equations with eta > 0,
+    where the multistep solver has weak order 1 anyway, are left to the multistep solver."""
 
     starter: Solver
     multistep: Any
@@ -79,21 +82,24 @@ class Start(Solver):
     def noise(self) -> str:                                                                  # type: ignore[override]
         return self.multistep.noise
 
+    @property
+    def remembers(self) -> int:                                                              # type: ignore[override]
+        return self.multistep.remembers
+
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
-        if len(state.memory) >= self.multistep.order - 2 or not eq.is_ode or not math.isfinite(s.lam - t.lam):
+        if len(state.memory) >= self.multistep.starts or not eq.is_ode or not math.isfinite(s.lam - t.lam):
             return self.multistep.step(eq, state, t, s, noise)
-        first: list[Prediction] = [eq.predict(state.x, t)]
-        p, known = first[0], list(first)
+        p = eq.predict(state.x, t)
+        known = [p]
         again = dataclasses.replace(eq, score=lambda x, level: known.pop() if known else eq.predict(x, level))
         x = self.starter.step(again, State(state.x), t, s, noise).x
-        return State(x, ((t.lam, getattr(p, self.multistep.form)), *state.memory), p)
+        return State(x, ((t, getattr(p, self.multistep.form)), *state.memory), p)
 
     def accepts(self, eq: ReverseSDE) -> None:
         self.multistep.accepts(eq)
 
 
 def started(multistep: Any) -> Solver:
-    """The multistep solver with the start that its order demands: none up to order 2, Heun for 3, Kutta's third order for 4,
-    in the exploded chart."""
-    starters: dict[int, RungeKutta] = {3: HEUN, 4: KUTTA}
-    return Start(Exploded(starters[multistep.order]), multistep) if multistep.order in starters else multistep
+    """The multistep solver with the start that its order demands, if any: Heun, Kutta's third or the classical fourth order, in the
+    exploded chart."""
+    return Start(Exploded({3: HEUN, 4: KUTTA, 5: RK4}[multistep.order]), multistep) if multistep.starts else multistep

@@ -1,0 +1,113 @@
+r"""Adams-Bashforth in the exploded chart, d(x/alpha) = eps d(kappa) with kappa = sigma/alpha: eps is interpolated in a variable of choice,
+
+    x_s = alpha_s/alpha_t x + alpha_s sum_j w_j eps_j,     w_j = int_{kappa_t}^{kappa_s} l_j(u(kappa)) d(kappa).                 (6)
+
+u = kappa ("rho") gives the linear multistep method of k-diffusion and rho-DEIS, in closed form; u = t gives t-DEIS, by quadrature.
+References: Zhang & Chen 2023 (arXiv:2204.13902), Sec. 3 and App. B; Liu et al. 2022 (PNDM); Hairer, Norsett & Wanner 1993, III.5.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..contracts import choice, integer
+from ..equation import ReverseSDE
+from ..random import Noise
+from ..sde import NoiseLevel
+from .base import Solver, State
+from .exponential import infinite_step
+
+_X, _W = np.polynomial.legendre.leggauss(16)
+
+
+def lagrange_integrals(nodes: Sequence[float], variable: Callable[[np.ndarray], np.ndarray], a: float, b: float,
+                       density: Callable[[np.ndarray], np.ndarray] = np.ones_like) -> list[float]:
+    """int_a^b l_j(variable(y)) density(y) dy over the Lagrange basis of ``nodes``, by Gauss-Legendre on panels doubled until they
+    agree to 1e-14."""
+    def on(panels: int) -> np.ndarray:
+        edges = np.linspace(a, b, panels + 1)
+        half, middle = np.diff(edges)[:, None] / 2, (edges[:-1, None] + edges[1:, None]) / 2
+        y = (middle + half * _X).ravel()
+        u, w = variable(y), (half * _W).ravel() * density(y)
+        basis = [np.prod([(u - n) / (m - n) for n in nodes if n != m] or [np.ones_like(u)], axis=0) for m in nodes]
+        return np.array([(w * values).sum() for values in basis])
+
+    panels, now = 1, on(1)
+    while True:
+        panels, before, now = 2 * panels, now, on(2 * panels)
+        if np.abs(now - before).max() <= 1e-14 * np.abs(now).max() or panels >= 256:
+            return now.tolist()
+
+
+@dataclass(frozen=True)
+class AdamsBashforth(Solver):
+    """(6) through the last ``nodes`` evaluations; ``variable`` "rho" (kappa itself) or "t". Order ``nodes``."""
+
+    nodes: int = 2
+    variable: str = "rho"
+
+    noise = "never"
+    form = "eps"
+
+    def __post_init__(self) -> None:
+        integer("nodes", self.nodes, 1, 4)
+        choice("variable", self.variable, ("rho", "t"))
+
+    @property
+    def order(self) -> int:                                                                  # type: ignore[override]
+        return self.nodes
+
+    @property
+    def remembers(self) -> int:                                                              # type: ignore[override]
+        return self.nodes - 1
+
+    @property
+    def starts(self) -> int:
+        """Steps that must be taken by a starter of order ``order`` - 1 for the order to hold from any start."""
+        return max(0, self.nodes - 2)
+
+    def weights(self, eq: ReverseSDE, levels: Sequence[NoiseLevel], t: NoiseLevel, s: NoiseLevel) -> list[float]:
+        """The w_j of (6) for evaluations at ``levels``."""
+        a, b = t.sigma / t.alpha, s.sigma / s.alpha
+        if self.variable == "rho":              # polynomials of degree below 4 in the integration variable: exact on one panel
+            return lagrange_integrals([m.sigma / m.alpha for m in levels], lambda k: k, a, b)
+        # t is a smooth function of log kappa on a panel, so that is the variable of quadrature: d(kappa) = kappa d(log kappa)
+        time = lambda log_kappa: eq.sde.time_of(torch.from_numpy(-log_kappa)).numpy()
+        return lagrange_integrals([m.t for m in levels], time, math.log(a), math.log(b), np.exp)
+
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        p = eq.predict(state.x, t)
+        if not math.isfinite(s.lam - t.lam):
+            return State(infinite_step(p, s, None), (), p)
+        memory = ((t, p.eps), *state.memory)[:self.nodes]
+        x = s.alpha / t.alpha * state.x
+        for w, (_, eps) in zip(self.weights(eq, [level for level, _ in memory], t, s), memory):
+            x = x + s.alpha * w * eps
+        return State(x, memory[:self.nodes - 1], p)
+
+
+@dataclass(frozen=True)
+class IPNDM(Solver):
+    """DDIM steps with eps replaced by the Adams-Bashforth combination of equal steps, whatever the grid. Order 2 on smooth grids, 4 on
+    grids uniform in kappa. Liu et al. 2022 (arXiv:2202.09778), eq. 9; Zhang & Chen 2023, App. B.2."""
+
+    order = 2
+    noise = "never"
+    remembers = 3
+
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        p = eq.predict(state.x, t)
+        if not math.isfinite(s.lam - t.lam):
+            return State(infinite_step(p, s, None), (), p)
+        memory = ((t, p.eps), *state.memory)[:4]
+        x = s.alpha / t.alpha * state.x
+        for w, (_, eps) in zip(_EQUAL_STEPS[len(memory)], memory):
+            x = x + s.alpha * (s.sigma / s.alpha - t.sigma / t.alpha) * w * eps
+        return State(x, memory[:3], p)
+
+
+_EQUAL_STEPS = {1: (1.0,), 2: (3 / 2, -1 / 2), 3: (23 / 12, -16 / 12, 5 / 12), 4: (55 / 24, -59 / 24, 37 / 24, -9 / 24)}

@@ -15,7 +15,8 @@ from sdediff.testing import gaussian_problem, mixture_problem
 F64 = torch.float64
 SDE = VPSDE()
 SCORE = from_score(lambda x, t: -x)                     # data N(0, I): the marginal is N(0, I) at every t
-FIXED = [name for name in methods() if not name.startswith("scipy")]
+PLAIN = [name for name in methods() if name != "mala"]           # mala needs the target's density: test_families.py
+FIXED = [name for name in PLAIN if not name.startswith("scipy")]
 
 
 class Counted:
@@ -30,16 +31,17 @@ class Counted:
 
 
 # -- what a call means ----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", methods())
+@pytest.mark.parametrize("name", PLAIN)
 def test_every_method_samples_the_mixture(name):
-    problem = mixture_problem()
-    x = sample(problem.sde, problem.target.score, shape=(2000, 2), method=name, steps=200, seed=3, dtype=F64)
+    problem, converges = mixture_problem(), method(name).solver.order is not None or name.startswith("scipy")
+    steps = 30 if name == "annealed-langevin" else 200     # 100 evaluations a step
+    x = sample(problem.sde, problem.target.score, shape=(2000, 2), method=name, steps=steps, seed=3, dtype=F64)
     exact = problem.target.sample(20_000, seed=5, dtype=F64)
     assert x.shape == (2000, 2) and x.dtype == F64
-    slack = 0.25 if name == "pc" else 0.1               # pc: the corrector's fixed point, on top of order 1
+    slack = 0.1 if converges else 0.4                   # a corrector mixes slowly, and to its own fixed point
     for direction in ([1.0, -0.5], [0.0, 1.0]):
         a, b = (y @ torch.tensor(direction, dtype=F64) for y in (x, exact))
-        assert abs(a.mean() - b.mean()) < 5 * b.std() / math.sqrt(2000) + 0.02
+        assert abs(a.mean() - b.mean()) < 5 * b.std() / math.sqrt(2000) + slack / 5
         assert abs(a.var() / b.var() - 1) < slack
 
 
@@ -160,7 +162,7 @@ def test_the_result_shares_no_storage_and_the_start_is_unchanged():
 @pytest.mark.parametrize("name", FIXED)
 @pytest.mark.parametrize("nfe", [8, 9, 20])
 def test_a_budget_of_calls_is_filled_and_never_exceeded(name, nfe):
-    net = Counted()
+    net, nfe = Counted(), nfe * (100 if name == "annealed-langevin" else 1)
     info = sample_info(SDE, from_network(net), shape=(2, 2), method=name, nfe=nfe, seed=0)
     assert net.calls == info.nfe <= nfe
     net.calls = 0

@@ -1,0 +1,639 @@
+r"""Training by denoising score matching, with checkpoints from which a run continues to the same bits.
+
+*The loss.* Corrupt x = alpha x_0 + sigma eps and regress. In every parameterisation the error of a model is the same up to
+a factor k of the level,
+
+    q_hat - q = k_q (x0_hat - x_0),    k = 1 (x0),   -alpha/sigma (eps),   alpha/sigma^2 (score),
+                                           -(alpha^2 + sigma^2)/sigma (v),   alpha' - sigma' alpha/sigma (velocity),
+
+so a weighting is a function w(level) on |x0_hat - x_0|^2, whatever the network predicts, and the loss is computed as
+w/k_q^2 |q_hat - q|^2 in the network's own quantity, where nothing cancels. Its minimum is the true score, and its excess
+over the minimum is the weighted score error (Vincent 2011),
+
+    E |s_theta - grad log p(x|x_0)|^2 - E |s - grad log p(x|x_0)|^2 = E |s_theta - s|^2.
+
+Weightings w, with SNR = alpha^2/sigma^2 and s = sigma_data:
+
+    eps         SNR                 plain noise prediction, the sigma^2-weighted score       Ho et al. 2020; Song et al. 2021
+    x0          1                   plain prediction of the data                             Salimans & Ho 2022, sec. 4
+    v           SNR + 1             plain v, where alpha^2 + sigma^2 = 1                     Salimans & Ho 2022, sec. 4
+    velocity    (alpha lambda')^2   plain flow matching                                      Lipman et al. 2022
+    edm         SNR + 1/s^2         = (r^2 + s^2)/(r s)^2 with r = sigma/alpha               Karras et al. 2022, Table 1
+    min-snr     min(SNR, gamma)                                                              Hang et al. 2023, sec. 3.4
+    likelihood  -lambda' SNR        = g^2/2 on the score error; the ELBO under uniform times Song et al. 2021b
+
+*The times.* In expectation only the weight times the density of the levels matters (Kingma & Gao 2023); the density alone
+sets the variance. A sampler is the inverse distribution function of its law, applied to uniforms that are independent or
+of low discrepancy, u_i = (i + u)/B mod 1 with one u for the batch (Kingma et al. 2021, App. I.1): each u_i is uniform,
+and every B-th part of (0, 1) holds exactly one.
+
+*Randomness.* The batch, its times and its noise are pure functions of (seed, step): no generator runs along, so none needs
+saving. Rows are drawn with replacement. What a network takes from the global generators (dropout) is seeded by the step
+as well, and the global state is put back at the end.
+
+*Checkpoints* are one safetensors file: the network, its moving average, the moments of AdamW and the losses so far, with
+a JSON document in the metadata. A file appears whole or not at all, and nothing in it is ever executed.
+"""
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from . import sde as processes
+from .contracts import choice, integer, real, state
+from .random import WhiteNoise
+from .score import NetworkScore, Prediction, Score
+from .sde import SDE, NoiseLevel
+
+# -- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def _slope(m: NoiseLevel) -> Any:
+    """alpha sigma' - alpha' sigma = -alpha sigma lambda' >= 0."""
+    return m.alpha * m.dsigma - m.dalpha * m.sigma
+
+
+# sigma^2 w and sigma^2 k^2: finite at both ends, alpha -> 0 and sigma -> 0
+WEIGHTINGS: dict[str, Callable[[NoiseLevel, float, float], Any]] = {
+    "eps": lambda m, sigma_data, gamma: m.alpha**2,
+    "x0": lambda m, sigma_data, gamma: m.sigma**2,
+    "v": lambda m, sigma_data, gamma: m.alpha**2 + m.sigma**2,
+    "velocity": lambda m, sigma_data, gamma: _slope(m)**2,
+    "edm": lambda m, sigma_data, gamma: m.alpha**2 + m.sigma**2 / sigma_data**2,
+    "min-snr": lambda m, sigma_data, gamma: torch.minimum(m.alpha**2, gamma * m.sigma**2),
+    "likelihood": lambda m, sigma_data, gamma: m.alpha * _slope(m) / m.sigma,
+}
+_ERRORS: dict[str, Callable[[NoiseLevel], Any]] = {
+    "eps": lambda m: m.alpha**2,
+    "x0": lambda m: m.sigma**2,
+    "score": lambda m: (m.alpha / m.sigma)**2,
+    "v": lambda m: (m.alpha**2 + m.sigma**2)**2,
+    "velocity": lambda m: _slope(m)**2,
+}
+
+
+def weight(weighting: str, level: NoiseLevel, *, sigma_data: float = 0.5, gamma: float = 5.0) -> Tensor:
+    """w(level), the factor on |x0_hat - x_0|^2, a tensor shaped as the level's. ``weighting``: a name of the table above;
+    ``sigma_data`` enters "edm", ``gamma`` "min-snr". Raises on an unknown name."""
+    return WEIGHTINGS[choice("weighting", weighting, WEIGHTINGS)](level, sigma_data, gamma) / level.sigma**2
+
+
+def loss(score: Score, sde: SDE, x0: Tensor, t: Tensor, eps: Tensor, weighting: str = "eps", *,
+         sigma_data: float | None = None, gamma: float = 5.0) -> Tensor:
+    """The denoising loss of each sample, (B,): w(t) |x0_hat - x_0|^2 at x = alpha x_0 + sigma eps, a mean over the event.
+
+    x0, eps: (B, *D); t: (B,), times of the process. ``sigma_data`` is by default that of the score's preconditioning, else
+    0.5. Raises ValueError on times outside [0, t_max] and on shapes that do not fit, and what the score raises.
+    """
+    choice("weighting", weighting, WEIGHTINGS)
+    if eps.shape != x0.shape or t.shape != x0.shape[:1]:
+        raise ValueError(f"t.shape={tuple(t.shape)}, eps.shape={tuple(eps.shape)}: expected ({len(x0)},), a time for each "
+                         f"sample, and {tuple(x0.shape)}, noise shaped as x0.")
+    if not bool(((t >= 0) & (t <= sde.t_max)).all()):
+        raise ValueError(f"t={t}: expected times in [0, {sde.t_max}].")
+    level = sde.at(t.reshape(-1, *[1] * (x0.ndim - 1)))
+    m = level.to(x0)
+    x = m.alpha * x0 + m.sigma * eps
+    said = score(x, level)
+    name = said.given[0] if len(said.given) == 1 else "v"       # EDM gives x0 and eps: v is stable at both ends
+    error = getattr(said, name) - getattr(Prediction(x, m, x0=x0, eps=eps), name)
+    edge = level._replace(alpha=level.alpha.clamp_min(1e-30))   # at alpha = 0 the ratio below is a limit
+    s = getattr(score, "sigma_data", 0.5) if sigma_data is None else sigma_data
+    factor = WEIGHTINGS[weighting](edge, s, gamma) / _ERRORS[name](edge)
+    return factor.flatten().to(x0) * error.square().flatten(1).mean(1)
+
+
+# -- the times --------------------------------------------------------------------------------------------------------
+TIMES = ("uniform", "logsnr", "lognormal")
+
+
+def uniforms(n: int, rng: np.random.Generator, low_discrepancy: bool = True) -> Tensor:
+    """n uniforms on (0, 1), float64: independent, or u_i = (i + u)/n mod 1 of one uniform u."""
+    u = (np.arange(n) / n + rng.random()) % 1.0 if low_discrepancy else rng.random(n)
+    return torch.from_numpy(u).clamp(2.0**-53, 1 - 2.0**-53)
+
+
+def times(law: str, sde: SDE, u: Tensor, *, p_mean: float = -1.2, p_std: float = 1.2) -> Tensor:
+    """Times in [t_min, t_max] from uniforms u on (0, 1): the inverse distribution function of a law of levels, float64 as u.
+
+    law : "uniform" in t; "logsnr", lambda uniform; "lognormal", log(sigma/alpha) = -lambda normal of mean ``p_mean`` and
+        standard deviation ``p_std``, conditioned on the span (Karras et al. 2022, Table 1; on RectifiedFlow it is the
+        logit-normal law of Esser et al. 2024). A chain's times are its knots 1..N: "uniform" over them, the other laws
+        rounded up to the next.
+
+    Raises ValueError on an unknown law, and for "logsnr" where lambda is infinite at an end.
+    """
+    choice("times", law, TIMES)
+    if law == "uniform" and sde.knots is not None:
+        return (u * sde.knots).floor().clamp(0, sde.knots - 1) + 1
+    first = 1.0 if sde.knots is not None else sde.t_min
+    if law == "uniform":
+        return first + (sde.t_max - first) * u
+    ends = sde.levels([sde.t_max, first])
+    low, high = ends[0].lam, ends[1].lam
+    if law == "logsnr":
+        if not math.isfinite(low) or not math.isfinite(high):
+            raise ValueError(f"times='logsnr': lambda runs from {low} to {high} on [{first}, {sde.t_max}]; expected finite "
+                             "ends. Use times='uniform' or 'lognormal'.")
+        lam = low + (high - low) * u
+    else:
+        # P(-lambda <= y) = Phi((y - p_mean)/p_std), between the ends
+        a, b = (torch.special.ndtr(torch.tensor((-e - p_mean) / p_std, dtype=u.dtype)) for e in (high, low))
+        if not bool(b - a > 1e-12):
+            raise ValueError(f"p_mean={p_mean}, p_std={p_std}: expected a normal law with mass on the process's "
+                             f"log(sigma/alpha), [{-high:g}, {-low:g}].")
+        lam = -(p_mean + p_std * torch.special.ndtri(a + (b - a) * u))
+    t = sde.time_of(lam.clamp(low, high)).clamp(first, sde.t_max)
+    return t if sde.knots is None else t.ceil()
+
+
+# -- the configuration ------------------------------------------------------------------------------------------------
+SCHEDULES = ("cosine", "constant")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train. The defaults suit points in the plane.
+
+    Args:
+        steps: optimiser steps.
+        batch: samples in a step, drawn with replacement.
+        lr: the peak learning rate of AdamW.
+        schedule: "cosine" falls to zero at the last step; "constant" stays at lr.
+        warmup: steps of linear warm-up.
+        weight_decay: of AdamW, decoupled.
+        beta2: of AdamW, decay of the second moments.
+        clip: largest global norm of the gradient; None for no clipping.
+        ema: decay of the moving average of the weights, min(ema, (1 + k)/(10 + k)) at step k.
+        weighting: "eps", "x0", "v", "velocity", "edm", "min-snr" or "likelihood".
+        gamma: the bound of "min-snr".
+        times: law of the levels: "uniform" in t, "logsnr", or "lognormal".
+        low_discrepancy: spread the levels of a batch evenly over their law.
+        p_mean: mean of log(sigma/alpha) under "lognormal".
+        p_std: its standard deviation.
+        seed: of batches, times and noise.
+        checkpoint_every: steps between two checkpoints (one more is written at the end).
+    """
+
+    steps: int = 4000
+    batch: int = 256
+    lr: float = 2e-3
+    schedule: str = "cosine"
+    warmup: int = 100
+    weight_decay: float = 0.0
+    beta2: float = 0.99
+    clip: float | None = 1.0
+    ema: float = 0.999
+    weighting: str = "eps"
+    gamma: float = 5.0
+    times: str = "uniform"
+    low_discrepancy: bool = True
+    p_mean: float = -1.2
+    p_std: float = 1.2
+    seed: int = 0
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, low in (("steps", 1), ("batch", 1), ("warmup", 0), ("checkpoint_every", 1)):
+            integer(name, getattr(self, name), low)
+        integer("seed", self.seed, 0, 2**63 - 1)
+        for name in ("lr", "gamma", "p_std"):
+            real(name, getattr(self, name), 0.0, low_open=True)
+        if self.clip is not None:
+            real("clip", self.clip, 0.0, low_open=True, hint="or None for no clipping")
+        real("weight_decay", self.weight_decay, 0.0)
+        real("p_mean", self.p_mean)
+        for name in ("beta2", "ema"):
+            real(name, getattr(self, name), 0.0, 1.0, high_open=True)
+        choice("schedule", self.schedule, SCHEDULES)
+        choice("weighting", self.weighting, WEIGHTINGS)
+        choice("times", self.times, TIMES)
+        if not isinstance(self.low_discrepancy, bool):
+            raise TypeError(f"low_discrepancy={self.low_discrepancy!r}: expected True or False.")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of step 0..steps-1, a pure function of the step."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        return self.lr * warm * (0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.schedule == "cosine" else 1.0)
+
+    def decay(self, step: int) -> float:
+        """The decay of the moving average at step 0, 1, ...: the average starts at the initial weights and warms up."""
+        return min(self.ema, (1 + step) / (10 + step))
+
+
+# -- checkpoints ------------------------------------------------------------------------------------------------------
+FORMAT, SCHEMA = "sdediff.training", 1
+_MOMENTS = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "adamw_step": "step"}      # part: AdamW's name
+_PARTS = ("network", "ema", *_MOMENTS)
+_DOCUMENT: dict[str, tuple[type, ...]] = {
+    "step": (int,), "training": (dict,), "network": (dict, type(None)), "predicts": (str,), "time_input": (str, type(None)),
+    "sigma_data": (float,), "sde": (dict,), "data": (str,)}
+
+
+def sde_config(sde: SDE) -> dict[str, Any]:
+    """A process as a JSON document, {"type": ..., its fields}. Fields that are no numbers, flags or tables (the
+    coefficients of a LinearSDE) are left out."""
+    names: list[str] = [f.name for f in dataclasses.fields(sde) if f.init] if dataclasses.is_dataclass(sde) else []
+    values = {name: getattr(sde, name) for name in names}
+    return {"type": type(sde).__name__} | {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()
+                                           if isinstance(v, (bool, int, float, str, np.ndarray))}
+
+
+def build_sde(config: Mapping[str, Any]) -> SDE:
+    """The process of a document of ``sde_config``. Raises ValueError where it is not the library's, or not complete."""
+    kind = getattr(processes, str(config.get("type")), None)
+    if not (isinstance(kind, type) and issubclass(kind, SDE)):
+        raise ValueError(f"sde={dict(config)!r}: expected a process of sdediff; make your own yourself and pass it.")
+    try:
+        return kind(**{k: np.array(v) if isinstance(v, list) else v for k, v in config.items() if k != "type"})
+    except TypeError as e:
+        raise ValueError(f"sde={dict(config)!r}: this document does not determine the process ({e}).") from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read: the JSON ``document``, and the tensors by part ("network", "ema", "exp_avg", ...) and name."""
+
+    path: Path
+    document: Mapping[str, Any]
+    parts: Mapping[str, Mapping[str, Tensor]]
+    losses: Tensor
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.document["step"]
+
+    @property
+    def config(self) -> TrainingConfig:
+        """How the run was configured."""
+        return TrainingConfig(**self.document["training"])
+
+    @property
+    def sde(self) -> SDE:
+        """The process it was trained under; raises ValueError where the file does not determine it (a LinearSDE)."""
+        return build_sde(self.document["sde"])
+
+    def score(self, network: nn.Module, *, ema: bool = True) -> NetworkScore:
+        """Load the weights (the average, or the last ones) into ``network``, such as ``nets.build(document["network"])``,
+        and return it as the Score that was trained. Raises ValueError where names or shapes do not fit, and where the
+        time input was a function, which a file does not hold."""
+        _load(network, self.parts["ema" if ema else "network"], self.path)
+        time_input = self.document["time_input"]
+        if time_input is None:
+            raise ValueError(f"{self.path}: time_input was a function, which a file does not hold; expected a name. "
+                             "from_network(network, predicts, time_input=...) takes the function again.")
+        return NetworkScore(network, self.document["predicts"], time_input, self.document["sigma_data"])
+
+
+def save_checkpoint(path: str | Path, document: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]],
+                    losses: Tensor) -> None:
+    """Write a checkpoint atomically: a temporary file in the same directory, forced to the disk, takes the name at once.
+    A crash at any moment leaves the previous file, or this one."""
+    from safetensors.torch import save
+
+    path = Path(path)
+    tensors = {f"{part}/{name}": v.detach().cpu().clone(memory_format=torch.contiguous_format)
+               for part, named in parts.items() for name, v in named.items()}
+    full = {"format": FORMAT, "schema": SCHEMA} | dict(document)
+    content = save(tensors | {"losses": losses.detach().cpu().clone()}, {FORMAT: json.dumps(full)})
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as f:
+            f.write(content)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":                      # the new name itself must reach the disk
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; nothing in it is executed. Raises FileNotFoundError, and ValueError for a file that is damaged, no
+    checkpoint, of an unknown schema or incomplete, with its name and what was expected."""
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        with safe_open(path, framework="pt") as f:
+            metadata, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}      # noqa: SIM118
+    except SafetensorError as e:
+        raise ValueError(f"{path}: damaged, or no safetensors file ({e}); expected a checkpoint of sdediff.") from None
+    try:
+        document = json.loads(metadata[FORMAT])
+    except (KeyError, json.JSONDecodeError):
+        raise ValueError(f"{path}: no document {FORMAT!r} in its metadata; expected a checkpoint of sdediff.") from None
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise ValueError(f"{path}: schema {schema!r}; expected {SCHEMA}. A file of a newer sdediff needs that version.")
+    for key, kind in _DOCUMENT.items():
+        if not isinstance(document.get(key, ...), kind):
+            raise ValueError(f"{path}: {key!r} is {document.get(key, 'missing')!r} in its document; expected "
+                             f"{' or '.join(k.__name__ for k in kind)}.")
+    try:
+        TrainingConfig(**document["training"])
+    except (TypeError, ValueError) as e:
+        raise ValueError(f"{path}: 'training' in its document does not fit TrainingConfig: {e}") from None
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    losses = tensors.pop("losses", torch.empty(0))
+    for key, value in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = value
+    names = [set(parts[part]) for part in _PARTS]
+    if not names[0] or names[0] != names[1] or names[2] != names[3] or names[2] != names[4] or not names[2] <= names[0]:
+        raise ValueError(f"{path}: tensors are missing; expected {', '.join(_PARTS)} for every parameter.")
+    if len(losses) != document["step"]:
+        raise ValueError(f"{path}: {len(losses)} losses at step {document['step']}; expected as many as steps.")
+    return Checkpoint(path, document, parts, losses)
+
+
+def _load(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as e:
+        raise ValueError(f"{path}: its weights do not fit the network {type(network).__name__}: {e}") from None
+
+
+# -- the loop ---------------------------------------------------------------------------------------------------------
+_USE = 1 << 16                                  # of the noise source: a stream that no solver draws from
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What ``train`` returns. ``network``: the one given, trained in place; ``ema``: its moving average, the one to
+    sample from; ``score``: the adapter given, around ``ema``; ``losses`` (steps,): the mean loss of each batch."""
+
+    network: nn.Module
+    ema: nn.Module
+    losses: Tensor
+    score: NetworkScore
+    sde: SDE
+    config: TrainingConfig
+
+
+class _Rounded(nn.Module):
+    """A bfloat16 network with weights kept in float32, where the small updates of training are not lost to rounding."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.master, self.dtype = copy.deepcopy(network).float(), dtype
+
+    def forward(self, x: Tensor, c: Tensor, **conditions: Any) -> Tensor:
+        cast = lambda v: v.to(self.dtype) if v.is_floating_point() else v
+        weights = {k: cast(v) for k, v in [*self.master.named_parameters(), *self.master.named_buffers()]}
+        return torch.func.functional_call(self.master, weights, (cast(x), cast(c)), conditions)
+
+
+def train(score: NetworkScore, sde: SDE, data: Tensor, config: TrainingConfig | None = None, *,
+          conditions: Mapping[str, Tensor] | None = None, checkpoint: str | Path | None = None, resume: bool = False,
+          progress: bool = True) -> Trained:
+    """Train a network by denoising score matching: AdamW on the weighted loss, gradients clipped, weights averaged.
+
+    Parameters
+    ----------
+    score : a network as ``from_network(network, predicts=..., time_input=...)``. The network is trained in place, on the
+        device where it is, in its own dtype (bfloat16 with float32 weights behind it; float16 is refused).
+    sde : the forward process.
+    data : (N, *D), moved to the device once.
+    conditions : tensors with a leading axis of N, passed to the network by keyword, as ``{"y": labels}``.
+    checkpoint : a file, written every ``config.checkpoint_every`` steps, at the end, and on KeyboardInterrupt. An existing
+        file raises FileExistsError, unless ``resume`` is set: the run then continues from it, and ends where an
+        uninterrupted one would have, bit for bit (on one kind of machine with one number of threads; on a GPU, where its
+        kernels are deterministic). With ``resume``, a file that does not exist yet is a fresh start.
+    progress : show a tqdm bar with the loss; into a pipe it writes a line every 10 s.
+
+    Raises TypeError or ValueError for wrong arguments and for a checkpoint of another run (other network, data, process or
+    configuration), and FloatingPointError when the loss is not finite. The global random state is left as it was.
+    """
+    config = TrainingConfig() if config is None else config
+    if not isinstance(config, TrainingConfig):
+        raise TypeError(f"config={config!r}: expected a TrainingConfig.")
+    if not isinstance(score, NetworkScore) or not isinstance(score.network, nn.Module):
+        raise TypeError(f"score={type(score).__name__}: expected from_network(network, ...) around a torch.nn.Module.")
+    if not isinstance(sde, SDE):
+        raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
+    if not len(state("data", data)):
+        raise ValueError(f"data.shape={tuple(data.shape)}: expected at least one sample.")
+    conditions = dict(conditions or {})
+    for name, value in conditions.items():
+        if not isinstance(value, Tensor) or value.shape[:1] != data.shape[:1]:
+            raise ValueError(f"conditions[{name!r}]={getattr(value, 'shape', value)}: expected a tensor with a leading axis "
+                             f"of {len(data)}, that of data.")
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists() and not resume:
+        raise FileExistsError(f"checkpoint={str(path)!r} exists; resume=True continues it, or choose another name.")
+    if path is not None and not path.parent.is_dir():
+        raise FileNotFoundError(f"checkpoint={str(path)!r}: expected its directory to exist.")
+
+    network = score.network
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if not parameters or any(p.dtype not in (torch.bfloat16, torch.float32, torch.float64) for p in parameters):
+        raise TypeError(f"network {score.name}: its parameters are {sorted({str(p.dtype) for p in network.parameters()})}; "
+                        "expected trainable ones of float32, float64 or bfloat16.")
+    rounded = parameters[0].dtype == torch.bfloat16
+    with torch.random.fork_rng(devices=_cuda(parameters[0].device)), torch.enable_grad():
+        run = _Run(_Rounded(network, torch.bfloat16) if rounded else network, score, sde, data, conditions, config)
+        if path is not None and path.exists():
+            run.restore(load_checkpoint(path))
+        run.loop(path, progress)
+    ema = run.average.module
+    if rounded:
+        network.load_state_dict(_bare(run.network).state_dict())
+        ema = copy.deepcopy(network)
+        ema.load_state_dict(_bare(run.average.module).state_dict())
+    ema.train(network.training)
+    return Trained(network, ema, run.losses.cpu(), dataclasses.replace(score, network=ema), sde, config)
+
+
+class _Run:
+    """The state of a training run after ``step`` steps."""
+
+    def __init__(self, network: nn.Module, score: NetworkScore, sde: SDE, data: Tensor, conditions: Mapping[str, Tensor],
+                 config: TrainingConfig) -> None:
+        self.network, self.score, self.sde, self.config = network, dataclasses.replace(score, network=network), sde, config
+        self.step = 0
+        self.named = {k: p for k, p in _bare(network).named_parameters() if p.requires_grad}
+        first = next(iter(self.named.values()))
+        self.given = data, conditions
+        self.data = data.detach().to(device=first.device, dtype=first.dtype)
+        self.conditions = {k: v.detach().to(first.device) for k, v in conditions.items()}
+        self.noise = WhiteNoise(config.seed, (config.batch, *data.shape[1:]), dtype=first.dtype, device=first.device)
+        self.optimizer = torch.optim.AdamW(self.named.values(), lr=config.lr, betas=(0.9, config.beta2),
+                                           weight_decay=config.weight_decay, fused=first.device.type in ("cpu", "cuda"))
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.decay(0)))
+        self.average.n_averaged.fill_(1)        # the average starts at the initial weights
+        self.losses = torch.zeros(config.steps, device=first.device)
+
+    def draw(self) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+        """The batch of this step, its conditions, times and noise: pure functions of (seed, step)."""
+        c, rng = self.config, np.random.Generator(np.random.Philox(key=self.config.seed, counter=self.step << 64))
+        rows = torch.from_numpy((rng.random(c.batch) * len(self.data)).astype(np.int64)).to(self.data.device)
+        t = times(c.times, self.sde, uniforms(c.batch, rng, c.low_discrepancy), p_mean=c.p_mean, p_std=c.p_std)
+        return self.data[rows], {k: v[rows] for k, v in self.conditions.items()}, t, self.noise.at(self.step).normal(_USE)
+
+    def advance(self) -> None:
+        """One step. Ctrl-C comes before or after the update, never between its parts."""
+        x0, conditions, t, eps = self.draw()
+        c = self.config
+        _seed(c.seed, self.step, self.data.device)
+        score = self.score.condition(**conditions) if conditions else self.score
+        value = loss(score, self.sde, x0, t, eps, c.weighting, gamma=c.gamma).mean()
+        self.optimizer.zero_grad()
+        value.backward()
+        if c.clip is not None:
+            nn.utils.clip_grad_norm_(self.named.values(), c.clip)
+        with _uninterrupted():
+            for group in self.optimizer.param_groups:
+                group["lr"] = c.rate(self.step)
+            self.optimizer.step()
+            self.average.multi_avg_fn = get_ema_multi_avg_fn(c.decay(self.step))
+            self.average.update_parameters(self.network)
+            self.losses[self.step] = value.detach()
+            self.step += 1
+
+    def loop(self, path: Path | None, progress: bool) -> None:
+        from tqdm import tqdm
+
+        config, training = self.config, self.network.training
+        self.network.train()
+        try:
+            with tqdm(total=config.steps, initial=self.step, disable=not progress, desc="train", dynamic_ncols=True,
+                      mininterval=0.2 if sys.stderr.isatty() else 10.0) as bar:
+                while self.step < config.steps:
+                    self.advance()
+                    if bar.update() or self.step == config.steps:
+                        bar.set_postfix_str(f"loss {self.recent():.4g}", refresh=False)
+                    if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                        self.check()
+                        if path is not None:
+                            self.save(path)
+        except KeyboardInterrupt:
+            if path is not None and self.step and math.isfinite(self.recent()):
+                self.save(path)
+            raise
+        finally:
+            self.network.train(training)
+
+    def recent(self) -> float:
+        """The mean of the last 100 losses."""
+        return self.losses[max(0, self.step - 100):self.step].mean().item()
+
+    def check(self) -> None:
+        """Raise FloatingPointError where the latest losses are not finite, before a checkpoint holds them."""
+        if not math.isfinite(value := self.recent()):
+            c = self.config
+            raise FloatingPointError(f"the loss is {value} at step {self.step}; expected finite losses. Lower lr={c.lr}, clip "
+                                     f"gradients (clip={c.clip}), or check the data and weighting={c.weighting!r}.")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return _digest(*self.given)
+
+    def document(self) -> dict[str, Any]:
+        shown, given = getattr(_bare(self.network), "config", None), self.score.time_input
+        return {"step": self.step, "training": dataclasses.asdict(self.config), "sde": sde_config(self.sde),
+                "network": shown if isinstance(shown, dict) else None, "predicts": self.score.predicts,
+                "time_input": given if isinstance(given, str) else None, "sigma_data": float(self.score.sigma_data),
+                "data": self.digest}
+
+    def save(self, path: Path) -> None:
+        parts = {"network": _bare(self.network).state_dict(), "ema": _bare(self.average.module).state_dict()}
+        for part, key in _MOMENTS.items():
+            parts[part] = {k: self.optimizer.state[p][key] for k, p in self.named.items() if p in self.optimizer.state}
+        save_checkpoint(path, self.document(), parts, self.losses[:self.step])
+
+    def restore(self, saved: Checkpoint) -> None:
+        c, theirs = self.config, saved.document
+        for name, value in dataclasses.asdict(c).items():
+            free = name == "checkpoint_every" or (name == "steps" and c.schedule == "constant")
+            if value != theirs["training"][name] and not free:
+                raise ValueError(f"{name}={value!r}: the run of {saved.path} has {name}={theirs['training'][name]!r}; expected "
+                                 "the same, to continue it.")
+        for name, value in self.document().items():
+            if name not in ("step", "training") and json.loads(json.dumps(value)) != theirs[name]:
+                raise ValueError(f"{saved.path}: its run has {name} {_short(theirs[name])}; this one has {_short(value)}; "
+                                 "expected the same, to continue it.")
+        if saved.step > c.steps:
+            raise ValueError(f"steps={c.steps}: the checkpoint {saved.path} is at step {saved.step} already.")
+        if not set(saved.parts["exp_avg"]) <= set(self.named):
+            raise ValueError(f"{saved.path}: it has moments of other parameters than {type(_bare(self.network)).__name__} has.")
+        _load(_bare(self.network), saved.parts["network"], saved.path)
+        _load(_bare(self.average.module), saved.parts["ema"], saved.path)
+        for name in saved.parts["exp_avg"]:
+            p = self.named[name]
+            self.optimizer.state[p] = {key: saved.parts[part][name].to(p.device) for part, key in _MOMENTS.items()}
+        self.step = saved.step
+        self.losses[:saved.step] = saved.losses.to(self.losses)
+
+
+def _bare(network: Any) -> nn.Module:
+    """The network whose weights are trained and saved."""
+    return network.master if isinstance(network, _Rounded) else network
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
+        yield
+        return
+    came: list[tuple[Any, ...]] = []
+    signal.signal(signal.SIGINT, lambda *what: came.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if came:
+        previous(*came[0])
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
+def _seed(seed: int, step: int, device: torch.device) -> None:
+    """The global generators, inside train's fork: what dropout draws is a function of (seed, step) too."""
+    word = int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little")
+    torch.default_generator.manual_seed(word)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(word)
+
+
+def _digest(data: Tensor, conditions: Mapping[str, Tensor]) -> str:
+    """A fingerprint of the data set: a run continues on the data it was begun with."""
+    h = hashlib.blake2b(digest_size=16)
+    for name, v in {"": data, **dict(sorted(conditions.items()))}.items():
+        h.update(f"{name} {tuple(v.shape)} {v.dtype};".encode())
+        h.update(v.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return h.hexdigest()
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 200 else text[:197] + "..."

@@ -97,14 +97,13 @@ def _with_covariance(eq: ReverseSDE, x: Any, t: NoiseLevel) -> tuple[Prediction,
 
 
 def analytic_variance(sde: SDE, score: Score, data: Tensor, *, seed: int = 0) -> Callable[[NoiseLevel], float]:
-    """The mean posterior variance of a coordinate, sigma^2/alpha^2 (1 - sigma^2 E|score|^2/d), estimated from data (N, *D) noised once
-    per level. For ``method("ddpm", variance=...)``. Bao et al. 2022, eq. 9."""
+    """The mean posterior variance of a coordinate, E|x_0 - E[x_0 | x_t]|^2/d, estimated from data (N, *D) noised once per level. For
+    ``method("ddpm", variance=...)``. Bao et al. 2022, whose form sigma^2/alpha^2 (1 - sigma^2 E|score|^2/d) is equal and cancels."""
     @functools.cache
     def variance(level: NoiseLevel) -> float:
         with torch.no_grad():
             x = level.alpha * data + level.sigma * WhiteNoise(seed, data.shape, dtype=data.dtype, device=data.device).initial()
-            excess = 1 - level.sigma**2 * float(score(x, level).score.square().mean())
-        return max(0.0, level.sigma**2 / level.alpha**2 * excess)
+            return float((score(x, level).x0 - data).square().mean())
     return variance
 
 

@@ -162,6 +162,8 @@ class SingleStep(Solver):
     noise = "never"
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if t.lam == s.lam:
+            return state
         p, h = eq.predict(state.x, t), s.lam - t.lam
         if not math.isfinite(h):
             return State(infinite_step(p, s, None), (), p)
@@ -213,6 +215,8 @@ class UniPC(Solver):
         return max(0, self.nodes - 2)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if t.lam == s.lam:
+            return state
         p, memory = state.prediction, state.memory
         if p is None or not memory or memory[0][0] != t:
             p = eq.predict(state.x, t)

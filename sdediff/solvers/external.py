@@ -64,20 +64,21 @@ class _OurBrownian:
         return self.dw
 
 
-class _Reversed(torch.nn.Module):
-    """The reverse equation in torchsde's convention: time runs forward, tau = -t."""
+class _EulerInterval(torch.nn.Module):
+    """One interval of the reverse equation in torchsde's convention, tau = -t. Drift and diffusion are those at its start, the one place
+    where Euler's method asks for them: torchsde's contract check asks there once more, which must not cost a network call."""
 
     noise_type, sde_type = "diagonal", "ito"
 
-    def __init__(self, eq: ReverseSDE, like: Tensor) -> None:
+    def __init__(self, drift: Tensor, diffusion: float) -> None:
         super().__init__()
-        self.eq, self.like = eq, like
+        self.drift, self.diffusion = drift, diffusion
 
     def f(self, tau: Tensor, y: Tensor) -> Tensor:
-        return -self.eq.drift(y.view_as(self.like), self.eq.at(-float(tau))).flatten(1)
+        return -self.drift
 
     def g(self, tau: Tensor, y: Tensor) -> Tensor:
-        return torch.full_like(y, self.eq.diffusion(self.eq.at(-float(tau))))
+        return torch.full_like(y, self.diffusion)
 
 
 @dataclass(frozen=True)
@@ -97,5 +98,6 @@ class TorchSDE(Solver):
         y = x.reshape(len(x), -1)
         dw = noise.increment(t, s).reshape(y.shape) if noise is not None else torch.zeros_like(y)
         times = torch.tensor([-t.t, -s.t], dtype=torch.float64, device=x.device)
-        out = torchsde.sdeint(_Reversed(eq, x), y, times, bm=_OurBrownian(dw), method=self.method, dt=2 * abs(t.t - s.t))
+        interval = _EulerInterval(eq.drift(x, t).reshape(y.shape), eq.diffusion(t))
+        out = torchsde.sdeint(interval, y, times, bm=_OurBrownian(dw), method=self.method, dt=2 * abs(t.t - s.t))
         return State(out[-1].view_as(x))

@@ -53,6 +53,8 @@ class Langevin(Solver):
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         if s.sigma == 0:
             return state
+        if self.density is not None and not isinstance(state.x, Tensor):
+            raise TypeError("the Metropolis correction is not linear in the state, so this step has no coefficient table.")
         x, source, p = state.x, noise.within(), eq.predict(state.x, s)                       # type: ignore[union-attr]
         for k in range(self.steps):
             z = source.at(k).normal(3)

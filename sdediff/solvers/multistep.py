@@ -80,6 +80,8 @@ class AdamsBashforth(Solver):
         return lagrange_integrals([m.t for m in levels], time, math.log(a), math.log(b), np.exp)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if t.lam == s.lam:
+            return state
         p = eq.predict(state.x, t)
         if not math.isfinite(s.lam - t.lam):
             return State(infinite_step(p, s, None), (), p)
@@ -100,6 +102,8 @@ class IPNDM(Solver):
     remembers = 3
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if t.lam == s.lam:
+            return state
         p = eq.predict(state.x, t)
         if not math.isfinite(s.lam - t.lam):
             return State(infinite_step(p, s, None), (), p)

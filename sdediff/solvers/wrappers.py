@@ -87,7 +87,7 @@ class Start(Solver):
         return self.multistep.remembers
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
-        if len(state.memory) >= self.multistep.starts or not eq.is_ode or not math.isfinite(s.lam - t.lam):
+        if len(state.memory) >= self.multistep.starts or not eq.is_ode or t.lam == s.lam or not math.isfinite(s.lam - t.lam):
             return self.multistep.step(eq, state, t, s, noise)
         p = eq.predict(state.x, t)
         known = [p]

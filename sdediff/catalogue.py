@@ -50,7 +50,8 @@ def _facts(name: str) -> dict[str, Any]:
     grid, sde = recipe.default_grid(VPSDE()), VPSDE()
     fixed = not name.startswith("scipy")
     calls = (count_calls(recipe, sde, grid(sde, 12)) - count_calls(recipe, sde, grid(sde, 8))) / 4 if fixed else math.nan
-    return {"family": type(solver).__module__.rsplit(".", 1)[-1], "stochastic": stochastic, "order": None if stochastic else recipe.solver.order,
+    return {"family": type(solver).__module__.rsplit(".", 1)[-1], "stochastic": stochastic,
+            "order": None if stochastic else recipe.solver.order,
             "weak": recipe.solver.weak_order if stochastic else None, "calls": calls, "memory": recipe.solver.remembers}
 
 

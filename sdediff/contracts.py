@@ -19,9 +19,10 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     expected = f"an integer{_range(low, high, True, True)}{hint and '; ' + hint}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name}={value!r}: expected {expected}.")
-    if (low is not None and value < low) or (high is not None and value > high):
+    n = int(value)
+    if (low is not None and n < low) or (high is not None and n > high):
         raise ValueError(f"{name}={value!r}: expected {expected}.")
-    return int(value)
+    return n
 
 
 def real(name: str, value: Any, low: float | None = None, high: float | None = None, *, low_open: bool = False,

@@ -12,8 +12,29 @@ from typing import Any
 from .contracts import choice
 from .grids import DDPM, Grid, Karras, LogSNR, Quadratic, grid
 from .sde import SDE, NoiseLevel
-from .solvers import (DDIM, EULER, HEUN, IPNDM, MIDPOINT, RK4, AdamsBashforth, Ancestral, Chain, EulerMaruyama, Exploded, Exponential, Langevin,
-                      ReverseDiffusion, SciPy, Solver, StochasticHeun, TorchSDE, UniPC, dpm_solver, started)
+from .solvers import (
+    DDIM,
+    EULER,
+    HEUN,
+    IPNDM,
+    MIDPOINT,
+    RK4,
+    AdamsBashforth,
+    Ancestral,
+    Chain,
+    EulerMaruyama,
+    Exploded,
+    Exponential,
+    Langevin,
+    ReverseDiffusion,
+    SciPy,
+    Solver,
+    StochasticHeun,
+    TorchSDE,
+    UniPC,
+    dpm_solver,
+    started,
+)
 
 Eta = float | Callable[[NoiseLevel], float]
 

@@ -63,7 +63,7 @@ class _Watched:
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         self.calls += 1
-        where = f"call {self.calls}, step {self.step}, t={level.t:.6g}" if not isinstance(level.t, Tensor) else f"call {self.calls}, step {self.step}"
+        where = f"call {self.calls}, step {self.step}" + ("" if isinstance(level.t, Tensor) else f", t={level.t:.6g}")
         try:
             p = self.score(x, level)
         except NetworkError as error:
@@ -84,7 +84,8 @@ class _Watched:
 
     @property
     def _name(self) -> str:
-        return f"network {self.score.name}" if hasattr(self.score, "name") else f"score {getattr(self.score, '__name__', type(self.score).__name__)}"
+        known = getattr(self.score, "name", None)
+        return f"network {known}" if known else f"score {getattr(self.score, '__name__', type(self.score).__name__)}"
 
     def _not_finite(self, name: str, value: Tensor, where: str) -> NetworkError:
         rows = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist() if value.ndim > 1 else []
@@ -125,10 +126,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
 
     draws = start is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
     source, used = (_noise(noise, seed, size, inner, device, eq, levels) if draws else (None, None))
-    if start is None:
-        x = sde.prior_std(levels[0]) * source.initial()                                      # type: ignore[union-attr]
-    else:
-        x = start.to(inner)
+    x = sde.prior_std(levels[0]) * source.initial() if start is None else start.to(inner)      # type: ignore[union-attr]
     steps_iter: Any = iterate(eq, recipe.solver, x, levels, source)
     if progress:
         from tqdm.auto import tqdm
@@ -143,9 +141,10 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     x = state.x.to(dtype)
     if x_init is not None and x.data_ptr() == x_init.data_ptr():
         x = x.clone()
-    explain = (f"{recipe.name}: {type(recipe.solver).__name__} on {type(sde).__name__}, eta={recipe.eta if not callable(recipe.eta) else 'a function'}, "
-               f"{len(times) - 1} steps from t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), "
-               f"{watched.calls} network calls, {inner} state" + (f" returned as {dtype}" if inner != dtype else ""))
+    eta = "a function" if callable(recipe.eta) else recipe.eta
+    explain = (f"{recipe.name}: {type(recipe.solver).__name__} on {type(sde).__name__}, eta={eta}, {len(times) - 1} steps from "
+               f"t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), {watched.calls} "
+               f"network calls, {inner} state" + (f" returned as {dtype}" if inner != dtype else ""))
     return SampleInfo(x, watched.calls, tuple(times), torch.stack(trajectory) if record else None, explain, used)
 
 
@@ -198,9 +197,9 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
         steps_iter = tqdm(steps_iter, total=len(times), desc=f"encode {recipe.name}", unit="level", leave=False)
     with torch.no_grad():
         for k, state in enumerate(steps_iter):
-            watched.step = k
+            watched.step, end = k, state.x
     watched.finish()
-    return state.x.to(x.dtype)
+    return end.to(x.dtype)
 
 
 class Path(NamedTuple):
@@ -257,7 +256,8 @@ def simulate(sde: SDE | None = None, x0: Tensor | None = None, *, steps: int | N
             elif sde is not None:
                 x = x + (s.t - t.t) * t.f * x + math.sqrt(max(0.0, t.g2)) * step.increment(t, s)
             else:
-                x = x + (s.t - t.t) * _shaped("drift", drift(x, t.t), x) + _shaped("diffusion", diffusion(x, t.t), x) * step.increment(t, s)  # type: ignore[misc]
+                a, b = _shaped("drift", drift(x, t.t), x), _shaped("diffusion", diffusion(x, t.t), x)  # type: ignore[misc]
+                x = x + (s.t - t.t) * a + b * step.increment(t, s)
             path.append(x.to(x0.dtype))
     return Path(torch.tensor(knots, dtype=torch.float64), torch.stack(path))
 
@@ -375,7 +375,7 @@ def _noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype:
 def _check_conditions(conditions: Mapping[str, Any] | None, batch: int) -> None:
     for name, value in (conditions or {}).items():
         if isinstance(value, Tensor) and value.ndim and len(value) != batch:
-            raise ValueError(f"conditions[{name!r}] has {len(value)} rows for a batch of {batch}; expected a leading batch axis of {batch}, "
-                             "or a scalar.")
+            raise ValueError(f"conditions[{name!r}] has {len(value)} rows for a batch of {batch}; expected a leading batch axis of "
+                             f"{batch}, or a scalar.")
 
 

@@ -31,9 +31,9 @@ from .base import Solver, State
 class DDIM(Solver):
     """(7). ``eta`` is Song's, in [0, 1]: 0 is DDIM, 1 the DDPM chain.
 
-    ``variance``: "posterior", "beta", "optimal" (eta = 1: the full posterior covariance sigma_t^2/alpha_t d x0/dx, from the model's
-    Jacobian, d backward passes a step for d coordinates), or a function of the level: the mean variance of a coordinate of x_0 given x_t
-    (Analytic-DPM; ``analytic_variance`` estimates it from data). Without a posterior covariance no noise is added into sigma = 0.
+    ``variance``: "posterior", "beta", "optimal" (eta = 1: the full posterior covariance sigma_t^2/alpha_t d x0/dx, from the
+    model's Jacobian, d backward passes a step for d coordinates), or a function of the level: the mean variance of a coordinate
+    of x_0 given x_t (Analytic-DPM; ``analytic_variance`` estimates it from data). Without a posterior covariance no noise is added into sigma = 0.
     """
 
     eta: float = 0.0
@@ -109,8 +109,8 @@ def analytic_variance(sde: SDE, score: Score, data: Tensor, *, seed: int = 0) ->
 
 @dataclass(frozen=True)
 class Ancestral(Solver):
-    """A one-step deterministic solver stepped below s, and lifted back to s by fresh noise: x/alpha from kappa_t down to kappa_m, then noise
-    of standard deviation ``eta`` kappa_s sqrt(1 - (kappa_s/kappa_t)^2), kappa = sigma/alpha. With DDIM inside it is DDIM(eta).
+    """A one-step deterministic solver stepped below s, and lifted back to s by fresh noise: x/alpha from kappa_t down to kappa_m, then
+    noise of standard deviation ``eta`` kappa_s sqrt(1 - (kappa_s/kappa_t)^2), kappa = sigma/alpha. With DDIM inside it is DDIM(eta).
     k-diffusion's "ancestral" samplers. A solver with memory is refused: re-noised states do not lie on one path, and the output's variance
     would be wrong (37 % too large for a two-step method)."""
 
@@ -134,10 +134,8 @@ class Ancestral(Solver):
             return self.inner.step(eq, state, t, s, noise)
         kappa = s.sigma / s.alpha
         share = self.eta**2 * -math.expm1(2 * (t.lam - s.lam))
-        if share >= 1:                          # from alpha = 0 with eta = 1: all noise is fresh
-            middle = eq.sde.at(0.0)
-        else:
-            middle = eq.sde.level_of(s.lam - 0.5 * math.log1p(-share))
+        # from alpha = 0 with eta = 1 all noise is fresh, and the level below is the clean one
+        middle = eq.sde.at(0.0) if share >= 1 else eq.sde.level_of(s.lam - 0.5 * math.log1p(-share))
         x = s.alpha / middle.alpha * self.inner.step(eq, State(state.x), t, middle, noise).x
         return State(x + s.alpha * kappa * math.sqrt(share) * noise.unit(t, s))              # type: ignore[union-attr]
 

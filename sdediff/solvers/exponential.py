@@ -155,7 +155,7 @@ class SingleStep(Solver):
 
     c: tuple[float, ...]
     uses: tuple[tuple[int, ...], ...]
-    order: int                                                                               # type: ignore[misc]
+    order: int
     form: str = "eps"
     kernel: str = "exact"
 

@@ -1,12 +1,14 @@
 r"""Langevin correctors: MCMC on p_s at a fixed level, x <- x + h score + sqrt(2 h) z.
 
 A corrector is a step of zero duration: it moves x at s and leaves time alone. On N(0, v) the stationary variance is
-v / (1 - h/(2 v)), stable for h < 2 v; the Metropolis correction makes it v. References: Song & Ermon 2019; Song et al. 2021, Alg. 4-5; Roberts & Tweedie 1996.
+v / (1 - h/(2 v)), stable for h < 2 v; the Metropolis correction makes it v. References: Song & Ermon 2019; Song et al. 2021,
+Alg. 4-5; Roberts & Tweedie 1996.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,8 +45,8 @@ class Langevin(Solver):
         integer("steps", self.steps, 1)
         choice("rule", self.rule, ("level", "norm"))
         if self.density is not None and (self.rule != "level" or not callable(self.density)):
-            raise ValueError(f"density={self.density!r}, rule={self.rule!r}: the Metropolis correction needs a function (x, level) -> (B,), "
-                             "such as target.log_prob, and rule='level'.")
+            raise ValueError(f"density={self.density!r}, rule={self.rule!r}: the Metropolis correction needs a function "
+                             "(x, level) -> (B,), such as target.log_prob, and rule='level'.")
 
     @property
     def weak_order(self) -> None:
@@ -68,7 +70,8 @@ class Langevin(Solver):
             x = y
         return State(x, state.memory, p)
 
-    def _metropolis(self, x: Tensor, p: Prediction, y: Tensor, q: Prediction, h: float, s: NoiseLevel, z: Tensor) -> tuple[Tensor, Prediction]:
+    def _metropolis(self, x: Tensor, p: Prediction, y: Tensor, q: Prediction, h: Any, s: NoiseLevel,
+                    z: Tensor) -> tuple[Tensor, Prediction]:
         """The proposal y, or x where it is rejected: accepted with probability p(y) q(x|y) / (p(x) q(y|x))."""
         proposal = lambda a, pa, b: -(b - a - h * pa.score).flatten(1).square().sum(1) / (4 * h)
         ratio = self.density(y, s) - self.density(x, s) + proposal(y, q, x) - proposal(x, p, y)      # type: ignore[misc]

@@ -64,14 +64,15 @@ class RungeKutta(Solver):
     c: tuple[float, ...]
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
-    order: int                                                                               # type: ignore[misc]
+    order: int
 
     noise = "never"
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         if s.sigma == 0 and 1.0 in self.c:
             return EULER.step(eq, state, t, s, noise)
-        h, slopes = s.t - t.t, []
+        h = s.t - t.t
+        slopes: list[Any] = []
         for c, a in zip(self.c, self.a):
             level = t if c == 0 else s if c == 1 else eq.at(t.t + c * h)
             slopes.append(eq.drift(_combine(state.x, h, a, slopes), level))

@@ -4,12 +4,36 @@ from .equation import ReverseSDE
 from .methods import Method, method, methods
 from .sampling import Path, SampleInfo, encode, iterate, sample, sample_info, simulate
 from .score import NetworkError, Prediction, from_network, from_score
-from .sde import SDE, CosineVPSDE, EDMSDE, LinearSDE, NoiseLevel, RectifiedFlow, SubVPSDE, VESDE, VPSDE
+from .sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, NoiseLevel, RectifiedFlow, SubVPSDE
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "SDE", "CosineVPSDE", "EDMSDE", "LinearSDE", "Method", "NetworkError", "NoiseLevel", "Path", "Prediction", "RectifiedFlow", "ReverseSDE",
-    "SampleInfo", "SubVPSDE", "VESDE", "VPSDE", "encode", "from_network", "from_score", "grids", "iterate", "method", "methods", "random",
-    "sample", "sample_info", "simulate", "solvers",
+    "EDMSDE",
+    "SDE",
+    "VESDE",
+    "VPSDE",
+    "CosineVPSDE",
+    "LinearSDE",
+    "Method",
+    "NetworkError",
+    "NoiseLevel",
+    "Path",
+    "Prediction",
+    "RectifiedFlow",
+    "ReverseSDE",
+    "SampleInfo",
+    "SubVPSDE",
+    "encode",
+    "from_network",
+    "from_score",
+    "grids",
+    "iterate",
+    "method",
+    "methods",
+    "random",
+    "sample",
+    "sample_info",
+    "simulate",
+    "solvers",
 ]

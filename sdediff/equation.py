@@ -66,7 +66,7 @@ class ReverseSDE:
         if not churn:
             return p.velocity
         self._refuse_alpha_zero(level)
-        return p.velocity - 0.5 * churn * level.g2 * p.score
+        return p.velocity - 0.5 * churn * level.to(x).g2 * p.score
 
     def diffusion(self, level: NoiseLevel) -> Any:
         """eta g at the level."""

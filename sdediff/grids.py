@@ -81,6 +81,8 @@ class _InLambda(Grid):
         raise NotImplementedError
 
     def times(self, sde: SDE, steps: int, start: float, end: float) -> list[float]:
+        if steps == 1:
+            return _between(start, end, np.array([start, end]))
         inner_start, inner_end = finite_span(sde, start, end)
         head, tail = [start] * (inner_start != start), [end] * (inner_end != end)
         inner = steps - len(head) - len(tail)
@@ -129,7 +131,7 @@ class DDPM(Grid):
         if sde.knots is None:
             raise ValueError(f"grid='ddpm': {type(sde).__name__} is not a discrete chain; expected a process made by "
                              "VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another grid.")
-        first, last = math.ceil(end), math.floor(start)         # knots first+1 .. last, and the end itself
+        first, last = math.floor(end), math.floor(start)        # knots first+1 .. last lie in (end, start]
         n = last - first
         if steps > n:
             raise ValueError(f"steps={steps}: this span of the chain holds {n} timesteps; expected steps <= {n}.")

@@ -164,7 +164,7 @@ class WhiteNoise(Noise):
         return self.tiles.draw((use, *self.path), self.step)
 
     def initial(self) -> Tensor:
-        return self.tiles.single((4, *self.path))
+        return self.tiles.single((-2, *self.path))         # no use is negative: no tile is shared with ``normal``
 
 
 class GeneratorNoise(Noise):

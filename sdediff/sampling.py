@@ -279,6 +279,9 @@ def _prepare(sde: SDE, score: Score, method: str | Method, conditions: Mapping[s
     if not callable(score) or isinstance(score, torch.nn.Module):
         raise TypeError(f"score={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
     recipe = as_method(method, **options)
+    if getattr(score, "time_input", None) == "index" and not sde.knots:
+        raise ValueError(f"time_input='index' with {type(sde).__name__}: a timestep index belongs to a discrete chain; expected a process "
+                         "made by VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another time_input.")
     if conditions:
         if not hasattr(score, "condition"):
             raise TypeError(f"conditions={sorted(conditions)}: this score takes none; expected a network score, sdediff.from_network(...).")

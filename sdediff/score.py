@@ -76,25 +76,26 @@ class Prediction:
         """dx/dt of the probability-flow ODE, finite at alpha = 0 and at sigma = 0 where the data and the process allow it."""
         return self._get("velocity", self._velocity)
 
+    # Each conversion starts from what was given, never from another conversion: the answer does not depend on the order of asking.
     def _x0(self) -> Any:
-        x, m, known = self.x, self.level, self._known
-        if "velocity" in known and "eps" not in known and "v" not in known:
+        x, m, given, known = self.x, self.level, self.given, self._known
+        if "v" in given:
+            return (m.alpha * x - m.sigma * known["v"]) / (m.alpha**2 + m.sigma**2)
+        if "velocity" in given:
             a, b = _slopes(m)
             return (b * x - a * m.sigma * known["velocity"]) / (m.alpha * b - a * m.sigma * m.dalpha)
-        if "v" in known and "eps" not in known:
-            return (m.alpha * x - m.sigma * known["v"]) / (m.alpha**2 + m.sigma**2)
         self._refuse(m.alpha, "x0", "alpha = 0", "x0, v or velocity")
-        if "eps" in known:
+        if "eps" in given:
             return (x - m.sigma * known["eps"]) / m.alpha
         return (x + m.sigma**2 * known["score"]) / m.alpha
 
     def _eps(self) -> Any:
-        x, m, known = self.x, self.level, self._known
-        if "score" in known:
+        x, m, given, known = self.x, self.level, self.given, self._known
+        if "score" in given:
             return -m.sigma * known["score"]
-        if "v" in known:
+        if "v" in given:
             return (m.sigma * x + m.alpha * known["v"]) / (m.alpha**2 + m.sigma**2)
-        if "velocity" in known:
+        if "velocity" in given:
             a, b = _slopes(m)
             return a * (m.alpha * known["velocity"] - m.dalpha * x) / (m.alpha * b - a * m.sigma * m.dalpha)
         self._refuse(m.sigma, "eps", "sigma = 0", "eps, score, v or velocity")
@@ -103,19 +104,19 @@ class Prediction:
     def _score(self) -> Any:
         m = self.level
         self._refuse(m.sigma, "score", "sigma = 0", "score")
-        if "x0" in self._known and "eps" not in self._known:
+        if "x0" in self.given and "eps" not in self.given:
             return (m.alpha * self._known["x0"] - self.x) / m.sigma**2
         return -self.eps / m.sigma
 
     def _velocity(self) -> Any:
-        m, known = self.level, self._known
-        if "score" in known and "x0" in known:
+        m, given, known = self.level, self.given, self._known
+        if "score" in given and "x0" in given:
             return m.dalpha * known["x0"] - 0.5 * m.dvariance * known["score"]
-        if "score" in known:
+        if "score" in given:
             self._refuse(m.alpha, "velocity", "alpha = 0", "x0, v or velocity")
             return m.f * self.x - 0.5 * m.g2 * known["score"]
-        self._refuse(0.0 if m.dsigma in (math.inf, -math.inf) else 1.0, "velocity", "sigma = 0", "score or velocity") \
-            if isinstance(m.dsigma, float) else None
+        if not isinstance(m.dsigma, Tensor) and math.isinf(m.dsigma):
+            self._refuse(m.sigma, "velocity", "sigma = 0", "score or velocity")
         return m.dalpha * self.x0 + m.dsigma * self.eps
 
     def _refuse(self, scale: Any, wanted: str, where: str, instead: str) -> None:
@@ -125,8 +126,8 @@ class Prediction:
 
     def rescaled(self, y: Any, level: NoiseLevel, scale: float) -> Prediction:
         """The same statement about y = scale x, at the level of y's own process (x0 and eps are common to both)."""
-        known = {k: v for k, v in self._known.items() if k in ("x0", "eps")}
-        if "score" in self._known:
+        known = {k: self._known[k] for k in self.given if k in ("x0", "eps")}
+        if "score" in self.given:
             known["score"] = self._known["score"] / scale
         return Prediction(y, level, **(known or {"x0": self.x0, "eps": self.eps}))
 
@@ -141,7 +142,7 @@ def _slopes(m: NoiseLevel) -> tuple[Any, Any]:
 class Score(Protocol):
     """Callable[[Tensor, NoiseLevel], Prediction]: a network adapter, an exact target, or a guidance of either."""
 
-    def __call__(self, x: Any, level: NoiseLevel) -> Prediction: ...
+    def __call__(self, x: Any, level: NoiseLevel, /) -> Prediction: ...
 
 
 PREDICTS = (*QUANTITIES, "edm")
@@ -191,25 +192,22 @@ class NetworkScore:
     def _call(self, x: Tensor, level: NoiseLevel) -> Tensor:
         dtype = _parameter_dtype(self.network) or x.dtype
         fed = x.to(dtype)
+        if fed is x and x.is_inference():              # no version counter tells whether the network wrote into it
+            fed = x.clone()
         version = None if fed.is_inference() else fed._version
         out = self.network(fed, self._time(level, len(x), dtype, x.device), **self.conditions)
         where = f"network {self.name} at t={_show(level.t)}"
-        if not isinstance(out, Tensor):
-            raise NetworkError(f"{where}: returned {type(out).__name__}; expected one tensor of shape {tuple(x.shape)}.")
-        if out.shape != x.shape:
-            raise NetworkError(f"{where}: returned shape {tuple(out.shape)}; expected {tuple(x.shape)}, that of x.")
-        if out.is_complex() or not out.is_floating_point():
-            raise NetworkError(f"{where}: returned dtype {out.dtype}; expected a real floating dtype.")
-        if out.device != x.device:
-            raise NetworkError(f"{where}: returned a tensor on {out.device}; x is on {x.device}.")
+        out = _returned(where, out, x)
         if version is not None and fed._version != version:
             raise NetworkError(f"{where}: changed its input in place, which would corrupt the trajectory; let it work on x.clone().")
-        return out.to(x.dtype)
+        return out
 
     def _time(self, level: NoiseLevel, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         read = _TIME_INPUTS[self.time_input] if isinstance(self.time_input, str) else self.time_input
         value = read(level)
         if isinstance(value, Tensor):
+            if self.time_input == "index" and bool(((value - value.round()).abs() < 1e-9).all()):
+                value = value.round().long()
             return value.reshape(-1).expand(batch).to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
         if self.time_input == "index" and abs(value - round(value)) < 1e-9:
             return torch.full((batch,), round(value), dtype=torch.int64, device=device)
@@ -253,11 +251,7 @@ class FunctionScore:
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         m = level.to(x)
-        out = self.function(x, m.t)
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise NetworkError(f"score function at t={_show(m.t)}: returned {got}; expected a tensor of shape {tuple(x.shape)}.")
-        return Prediction(x, m, score=out)
+        return Prediction(x, m, score=_returned(f"score function at t={_show(m.t)}", self.function(x, m.t), x))
 
 
 def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:
@@ -266,6 +260,19 @@ def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:
     if not callable(function):
         raise TypeError(f"function={function!r}: expected a callable of (x, t), such as lambda x, t: -x.")
     return FunctionScore(function)
+
+
+def _returned(where: str, out: Any, x: Tensor) -> Tensor:
+    """What a model returned for x, in x's dtype. Broadcastable shapes are refused like any other wrong shape."""
+    if not isinstance(out, Tensor):
+        raise NetworkError(f"{where}: returned {type(out).__name__}; expected one tensor of shape {tuple(x.shape)}.")
+    if out.shape != x.shape:
+        raise NetworkError(f"{where}: returned shape {tuple(out.shape)}; expected {tuple(x.shape)}, that of x.")
+    if not out.is_floating_point():
+        raise NetworkError(f"{where}: returned dtype {out.dtype}; expected a real floating dtype.")
+    if out.device != x.device:
+        raise NetworkError(f"{where}: returned a tensor on {out.device}; x is on {x.device}.")
+    return out.to(x.dtype)
 
 
 def _parameter_dtype(network: Any) -> torch.dtype | None:

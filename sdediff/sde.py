@@ -165,8 +165,8 @@ class SDE(abc.ABC):
         return level.alpha * x0, level.sigma
 
     def transition(self, t: float | NoiseLevel, s: float | NoiseLevel) -> tuple[float, float]:
-        """(alpha_ts, sigma_ts) of x_t | x_s = N(alpha_ts x_s, sigma_ts^2 I) for times s <= t, in a form that keeps its
-        digits for close times: sigma_ts^2 = sigma_t^2 (1 - exp(2 (lambda_t - lambda_s)))."""
+        """(alpha_ts, sigma_ts) of x_t | x_s = N(alpha_ts x_s, sigma_ts^2 I) for times s <= t, without the
+        cancellation of sigma_t^2 - alpha_ts^2 sigma_s^2 near the data: sigma_ts^2 = sigma_t^2 (1 - exp(2 (lambda_t - lambda_s)))."""
         lt, ls = (v if isinstance(v, NoiseLevel) else self.at(self._time(v)) for v in (t, s))
         if ls.t > lt.t:
             raise ValueError(f"transition: s={ls.t} lies after t={lt.t}; expected s <= t, the law of x_t given x_s.")
@@ -257,7 +257,7 @@ class VPSDE(_Exponential):
         return self.time_of_integral(_softplus(-2 * lam))
 
     @staticmethod
-    def from_betas(betas: Sequence[float] | Tensor) -> ChainVPSDE:
+    def from_betas(betas: Sequence[float] | np.ndarray | Tensor) -> ChainVPSDE:
         """The chain x_{i+1} = sqrt(1 - beta_i) x_i + sqrt(beta_i) u as a process that is exact at its knots.
 
         Time counts the betas applied: t in [0, N], the clean level is t = 0, and index i (what a DDPM network sees, 0 to
@@ -285,7 +285,7 @@ class SubVPSDE(VPSDE):
 @dataclass(frozen=True)
 class CosineVPSDE(SDE):
     """Variance preserving with alpha(t) = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)), ``offset`` s. Nichol & Dhariwal
-    2021, eq. 17. beta is infinite at t = 1, hence ``t_max`` below it (Lu et al. 2022a, App. D.4)."""
+    2021, eq. 17. alpha = 0 and beta is infinite at t = 1, hence ``t_max`` below it (Lu et al. 2022a, App. D.4)."""
 
     offset: float = 0.008
     t_max: float = 0.9946
@@ -302,8 +302,10 @@ class CosineVPSDE(SDE):
         return w, w * self.offset
 
     def alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # u0 + w = pi/2, so that cos(u0 + wt) = sin(w (1 - t)): exactly 0 at t = 1
         w, u0 = self._angle
-        return torch.cos(u0 + w * t) / math.cos(u0), -w * torch.sin(u0 + w * t) / math.cos(u0)
+        a = torch.where(t < 0.5, torch.cos(u0 + w * t), torch.sin(w * (1 - t)))
+        return a / math.cos(u0), -w * torch.sin(u0 + w * t) / math.cos(u0)
 
     def variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
         # cos^2 u0 - cos^2(u0 + wt) = sin(wt) sin(2 u0 + wt)
@@ -357,7 +359,7 @@ class VESDE(SDE):
         return ((_softplus(2 * log_ratio) / 2 if self.subtract_min else log_ratio) / self._rate).clamp(0, self.t_max)
 
     @staticmethod
-    def from_sigmas(sigmas: Sequence[float] | Tensor) -> ChainVESDE:
+    def from_sigmas(sigmas: Sequence[float] | np.ndarray | Tensor) -> ChainVESDE:
         """The noise ladder of NCSN as a process that is exact at its knots. ``sigmas``: strictly increasing or strictly
         decreasing, all > 0. Time t in [0, N]: t = 0 is clean, t = i + 1 is the i-th smallest sigma; between knots g is
         constant. Song & Ermon 2019."""
@@ -522,7 +524,7 @@ class LinearSDE(SDE):
 
     f: Callable[[Tensor], Any]
     g: Callable[[Tensor], Any]
-    t_max: float = 1.0                          # type: ignore[misc]
+    t_max: float = 1.0
     t_min: float | None = None                  # type: ignore[assignment]
     _panels: tuple[Tensor, Tensor] = field(init=False, repr=False)
 
@@ -551,7 +553,8 @@ class LinearSDE(SDE):
     def _call(self, name: str, t: Tensor) -> Tensor:
         value = torch.as_tensor(getattr(self, name)(t), dtype=torch.float64)
         if value.shape not in ((), t.shape):
-            raise ValueError(f"{name}(t) has shape {tuple(value.shape)} for t of shape {tuple(t.shape)}; expected the same shape, or a number.")
+            raise ValueError(f"{name}(t) has shape {tuple(value.shape)} for t of shape {tuple(t.shape)}; "
+                             "expected the same shape, or a number.")
         return value.expand(t.shape)
 
     def _integrate(self, panels: int) -> tuple[Tensor, Tensor]:
@@ -590,7 +593,8 @@ class LinearSDE(SDE):
         return v, 2 * self._call("f", t) * v + self._call("g", t)**2
 
 
-_GL_X, _GL_W = (torch.from_numpy(v) for v in (lambda x, w: ((x + 1) / 2, w / 2))(*np.polynomial.legendre.leggauss(16)))
+_GL_X, _GL_W = (torch.from_numpy(v / 2) for v in np.polynomial.legendre.leggauss(16))       # on [-1/2, 1/2], then on [0, 1]
+_GL_X = _GL_X + 0.5
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -598,7 +602,7 @@ def _softplus(x: Tensor) -> Tensor:
     return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
 
 
-def _table(name: str, values: Sequence[float] | Tensor) -> np.ndarray:
+def _table(name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
     table = np.array(values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values, dtype=np.float64)
     if table.ndim != 1 or not len(table):
         raise ValueError(f"{name}: expected a non-empty 1-D table of numbers, got shape {table.shape}.")

@@ -304,6 +304,8 @@ def test_wrong_processes_and_scores_are_refused():
             sample(SDE, score, shape=(2, 2), steps=3)
     with pytest.raises(TypeError, match=r"Tensor.*call 1, step 0"):
         sample(SDE, lambda x, level: -x, shape=(2, 2), steps=3, seed=0)
+    with pytest.raises(ValueError, match="belongs to a discrete chain"):
+        sample(SDE, from_network(Counted(), time_input="index"), shape=(2, 2), steps=3)
     with pytest.raises(TypeError, match="finished Method"):
         sample(SDE, SCORE, shape=(2, 2), steps=3, method=method("ddim"), eta=0.5)
 

@@ -1,6 +1,9 @@
 """Instruments that measure and check solvers, processes and scores: anyone's, in three lines."""
-from .measure import (FLOOR, MIDWAY, STEPS, Convergence, Law, Problem, affine_law, converge, gaussian_problem, mixture_problem,
-                      strong_convergence, weak_convergence)
+from .conformance import TWINS, Subject, Twins, assert_conforms, check_solver, checks, run_check
+from .measure import (FLOOR, MIDWAY, STEPS, Convergence, KnotPath, Law, Problem, affine_law, affine_laws, converge, gaussian_problem,
+                      mixture_problem, strong_convergence, weak_convergence)
+from .report import ConformanceError, Finding, NotApplicable, Report, Result, Suite
 
-__all__ = ["FLOOR", "MIDWAY", "STEPS", "Convergence", "Law", "Problem", "affine_law", "converge", "gaussian_problem", "mixture_problem",
-           "strong_convergence", "weak_convergence"]
+__all__ = ["FLOOR", "MIDWAY", "STEPS", "TWINS", "ConformanceError", "Convergence", "Finding", "KnotPath", "Law", "NotApplicable", "Problem",
+           "Report", "Result", "Subject", "Suite", "Twins", "affine_law", "affine_laws", "assert_conforms", "check_solver", "checks", "converge",
+           "gaussian_problem", "mixture_problem", "run_check", "strong_convergence", "weak_convergence"]

@@ -14,6 +14,7 @@ References: Kloeden & Platen 1992, ch. 9-10; Hairer, Norsett & Wanner 1993.
 """
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -162,9 +163,9 @@ class Law(NamedTuple):
         return math.hypot(self.mean - self.exact_mean, math.sqrt(self.variance) - math.sqrt(self.exact_variance))
 
 
-def affine_law(method: str | Method, sde: SDE, levels: Sequence[NoiseLevel], mean: float = 0.5, variance: float = 0.25) -> Law:
-    """The law of a method's output on data N(mean, variance), started from the exact marginal at ``levels[0]``, by unit impulses
-    through the black box: no Monte Carlo error."""
+def affine_laws(method: str | Method, sde: SDE, levels: Sequence[NoiseLevel], mean: float = 0.5, variance: float = 0.25) -> list[Law]:
+    """The law of a method's state at every level, on data N(mean, variance), started from the exact marginal at ``levels[0]``, by
+    unit impulses through the black box: no Monte Carlo error."""
     recipe = as_method(method)
 
     def score(x: Tensor, level: NoiseLevel) -> Prediction:
@@ -178,13 +179,18 @@ def affine_law(method: str | Method, sde: SDE, levels: Sequence[NoiseLevel], mea
     rows = len(probe.seen) + 2
     x = torch.zeros(rows, 1, dtype=torch.float64)
     x[1] = 1.0
-    *_, state = iterate(eq, recipe.solver, x, levels, _Impulses(rows))
-    base, response = state.x[0, 0].item(), (state.x[1:, 0] - state.x[0, 0]).square()
-    first, last = levels[0], levels[-1]
+    first, laws = levels[0], []
     start_mean, start_variance = first.alpha * mean, first.alpha**2 * variance + first.sigma**2
-    gain = (state.x[1, 0] - state.x[0, 0]).item()
-    return Law(base + gain * start_mean, response[0].item() * start_variance + response[1:].sum().item(),
-               last.alpha * mean, last.alpha**2 * variance + last.sigma**2)
+    for level, state in zip(levels, iterate(eq, recipe.solver, x, levels, _Impulses(rows))):
+        base, response = state.x[0, 0].item(), state.x[1:, 0] - state.x[0, 0]
+        laws.append(Law(base + response[0].item() * start_mean, response[0].item()**2 * start_variance + response[1:].square().sum().item(),
+                        level.alpha * mean, level.alpha**2 * variance + level.sigma**2))
+    return laws
+
+
+def affine_law(method: str | Method, sde: SDE, levels: Sequence[NoiseLevel], mean: float = 0.5, variance: float = 0.25) -> Law:
+    """The law at the last level (``affine_laws``)."""
+    return affine_laws(method, sde, levels, mean, variance)[-1]
 
 
 def weak_convergence(method: str | Method, sde: SDE | None = None, *, t_start: float | None = None, t_end: float | None = None,
@@ -194,6 +200,50 @@ def weak_convergence(method: str | Method, sde: SDE | None = None, *, t_start: f
     sde, grid = sde or VPSDE(), grid or LogSNR()
     laws = [affine_law(method, sde, sde.levels(grid(sde, n, t_start, t_end)), mean, variance) for n in steps]
     return Convergence(tuple(steps), tuple(abs(law.variance - law.exact_variance) for law in laws))
+
+
+class KnotPath(Noise):
+    """A Brownian path in t with its area, known at the times of one fine grid alone and hence cheap: white noise summed up. Steps
+    between other times raise ValueError; draws that belong to no interval are white noise of the same seed."""
+
+    def __init__(self, seed: int, shape: Sequence[int], levels: Sequence[NoiseLevel]) -> None:
+        self.shape, self.dtype, self.device = tuple(shape), torch.float64, torch.device("cpu")
+        self.white = random.WhiteNoise(seed, shape, dtype=torch.float64)
+        self.times = [level.t for level in levels]
+        w, a = torch.zeros(self.shape, dtype=torch.float64), torch.zeros(self.shape, dtype=torch.float64)
+        self.pairs = [(w, a)]
+        for k, dt in enumerate(s - t for t, s in zip(self.times, self.times[1:])):
+            z, y = (self.white.at(k).normal(use) for use in (32, 33))
+            w, a = w + math.sqrt(abs(dt)) * z, a + dt * w + dt * math.sqrt(abs(dt)) * (z / 2 + y / math.sqrt(12.0))
+            self.pairs.append((w, a))
+
+    def _with(self, white: random.WhiteNoise) -> KnotPath:
+        view = object.__new__(KnotPath)
+        view.__dict__.update(self.__dict__, white=white)
+        return view
+
+    def at(self, step: int) -> KnotPath:
+        return self._with(self.white.at(step))
+
+    def within(self) -> KnotPath:
+        return self._with(self.white.within())
+
+    def normal(self, use: int = 1) -> Tensor:
+        return self.white.normal(use + 16)
+
+    def unit(self, t: Any, s: Any) -> Tensor:
+        return (self._pair(s.t)[0] - self._pair(t.t)[0]) / math.sqrt(abs(s.t - t.t) or 1.0)
+
+    def area(self, t: Any, s: Any) -> Tensor:
+        (wt, at), (_, as_) = self._pair(t.t), self._pair(s.t)
+        return as_ - at - (s.t - t.t) * wt
+
+    def _pair(self, t: float) -> tuple[Tensor, Tensor]:
+        k = min(bisect.bisect_left(self.times, -t, key=lambda v: -v), len(self.times) - 1)      # times decrease
+        k = min((k, max(k - 1, 0)), key=lambda i: abs(self.times[i] - t))
+        if abs(self.times[k] - t) > 1e-9 * self.times[0]:
+            raise ValueError(f"t={t}: this path is known at {len(self.times)} knots alone, the nearest {self.times[k]}.")
+        return self.pairs[k]
 
 
 def strong_convergence(method: str | Method, problem: Problem, *, t_start: float | None = None, t_end: float | None = None,

@@ -1,0 +1,6 @@
+"""`python -m sdediff`."""
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,197 @@
+r"""Data for training and for measuring: named toys (exact samplers), the real 8x8 digits, or a user's own table of points.
+
+A ``Dataset`` speaks the network's units, z = (x - mean)/scale with one mean and scale per coordinate for a table (the training
+part's own, so that z has mean 0 and variance 1) and the identity for toys and images, which are scaled already; ``restore`` maps
+samples back to the user's units. It holds three disjoint parts: ``train``; ``held_out``, which samples are measured against; and
+``fresh``, exact data that was in neither: its distance to the held-out part is the floor that no sampler can beat but by luck.
+"""
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .contracts import choice, integer
+
+POOL = 100_000          # training points drawn from a toy
+SPLIT = (0.6, 0.2)      # of a table: trained on, held out; the rest is fresh
+FEWEST = 20             # rows of a table
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Made by ``load``. ``train`` (N, *D) in the network's units; ``axes``, the coordinates' names; ``limit``, how many held-out or
+    fresh samples there are (None: a toy's exact sampler has no end); ``target``, a toy's exact law, in the user's units."""
+
+    name: str
+    train: Tensor
+    mean: Tensor
+    scale: Tensor
+    axes: tuple[str, ...]
+    draw: Callable[[str, int], Tensor]
+    limit: int | None = None
+    target: Any = None
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape *D of one sample."""
+        return tuple(self.train.shape[1:])
+
+    @property
+    def is_image(self) -> bool:
+        return len(self.event) == 3
+
+    def held_out(self, n: int) -> Tensor:
+        """n held-out samples (n, *D); the same ones at every call. ValueError if there are fewer."""
+        return self._part("held-out", n)
+
+    def fresh(self, n: int, draw: int = 0) -> Tensor:
+        """n exact samples that are neither trained on nor held out; ``draw`` names another independent set (toys alone have one)."""
+        if draw and self.limit is not None:
+            raise ValueError(f"draw={draw}: {self.name} holds one set of fresh samples; expected draw=0.")
+        return self._part(f"fresh-{integer('draw', draw, 0)}", n)
+
+    def _part(self, part: str, n: int) -> Tensor:
+        integer("n", n, 1, self.limit, f"{self.name} holds {self.limit} {part.split('-0')[0]} samples" if self.limit else "")
+        return self.standardise(self.draw(part, n))
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """From the user's units to the network's, float32."""
+        return ((x - self.mean) / self.scale).float()
+
+    def restore(self, z: Tensor) -> Tensor:
+        """From the network's units to the user's, float64 (a column may have a large offset and a small spread)."""
+        return z.double().cpu() * self.scale + self.mean
+
+
+def load(data: str, *, seed: int = 0) -> Dataset:
+    """A dataset by name (a toy of ``sdediff.targets.TOYS``, or "digits") or from a file of points.
+
+    A file is a .npy array (N, d), or a .csv / .tsv / .txt table of numbers with one point a row and, if it likes, a header. It is split
+    60 : 20 : 20 into training, held-out and fresh points, at random but the same for every seed; digits likewise. ``seed`` draws a toy's
+    points. Raises ValueError on an unknown name, and on a file that is missing, empty, ragged or not finite.
+    """
+    from . import targets
+    integer("seed", seed, 0)
+    if not isinstance(data, (str, Path)):
+        raise TypeError(f"data={data!r}: expected a name such as 'two-moons' or the path of a .npy or .csv file.")
+    if data == "digits":
+        return _digits()
+    path = Path(data)
+    if path.suffix.lower() in _READERS or path.exists() or len(path.parts) > 1:
+        return _table(path)
+    return _toy(choice("data", str(data), [*targets.TOYS, "digits", *[f"a file {s}" for s in _READERS]]), seed)
+
+
+def _toy(name: str, seed: int) -> Dataset:
+    from . import targets
+    target = targets.toy(name)
+
+    def draw(part: str, n: int) -> Tensor:
+        key = hashlib.blake2b(f"{seed}/{part}".encode(), digest_size=8).digest()
+        return target.sample(n, seed=int.from_bytes(key, "little") >> 2)
+
+    train, unit = draw("train", POOL), torch.ones(target.dim, dtype=torch.float64)
+    return Dataset(name, train, 0 * unit, unit, _names(target.dim), draw, target=target)
+
+
+def _points(name: str, train: Tensor, draw: Callable[[str, int], Tensor], axes: tuple[str, ...], limit: int) -> Dataset:
+    mean, scale = train.double().mean(0), train.double().std(0)
+    scale = torch.where(scale > 1e-12 * (1 + mean.abs()), scale, 1.0)         # a constant column stays where it is
+    return Dataset(name, ((train - mean) / scale).float(), mean, scale, axes or _names(train.shape[1]), draw, limit)
+
+
+def _names(d: int) -> tuple[str, ...]:
+    return tuple(f"$x_{{{i}}}$" for i in range(1, d + 1))
+
+
+def _split(x: Tensor) -> tuple[Tensor, Callable[[str, int], Tensor], int]:
+    """Training part, the drawer of the other two, and how many each of these holds."""
+    x = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))]
+    a, b = (round(share * len(x)) for share in (SPLIT[0], sum(SPLIT)))
+    parts = {"held-out": x[a:b], "fresh-0": x[b:]}
+    return x[:a], lambda part, n: parts[part][:n], min(b - a, len(x) - b)
+
+
+def _digits() -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError("data='digits' needs scikit-learn: pip install 'sdediff[images]'.") from None
+    x = torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1       # 0..16 -> [-1, 1]
+    train, draw, limit = _split(x)
+    return Dataset("digits", train, torch.tensor(0.0), torch.tensor(1.0), (), draw, limit)
+
+
+def _table(path: Path) -> Dataset:
+    if not path.is_file():
+        raise ValueError(f"data='{path}': no such file; expected a .npy or .csv file of points, or a name such as 'two-moons'.")
+    if path.suffix.lower() not in _READERS:
+        raise ValueError(f"data='{path}': expected a file that ends in {', '.join(_READERS)}.")
+    values, axes = _READERS[path.suffix.lower()](path)
+    if values.ndim != 2 or not values.size:
+        raise ValueError(f"data='{path}' holds an array of shape {values.shape}; expected one point a row, (N, d).")
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        raise ValueError(f"data='{path}' holds {len(bad)} entries that are NaN or infinite, the first in point {bad[0][0] + 1}, "
+                         f"column {bad[0][1] + 1}; expected finite numbers.")
+    if len(values) < FEWEST:
+        raise ValueError(f"data='{path}' holds {len(values)} points; expected at least {FEWEST}, to be split into training, held-out "
+                         "and fresh ones.")
+    train, draw, limit = _split(torch.from_numpy(values))
+    return _points(path.name, train, draw, axes, limit)
+
+
+def _npy(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"data='{path}': not a readable .npy array ({' '.join(str(error).split()) or 'empty file'}); expected one saved "
+                         "by numpy.save, of numbers, shape (N, d).") from None
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
+        raise ValueError(f"data='{path}' holds {getattr(values, 'dtype', type(values).__name__)}; expected real numbers, shape (N, d).")
+    return values.astype(np.float64), ()
+
+
+def _text(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
+    try:
+        lines = [(i, line) for i, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1)
+                 if line.strip() and not line.lstrip().startswith("#")]
+    except UnicodeDecodeError:
+        raise ValueError(f"data='{path}': not a text file in UTF-8; expected a table of numbers, one point a row.") from None
+    if not lines or (len(lines) == 1 and not any(c.isdigit() for c in lines[0][1])):
+        raise ValueError(f"data='{path}' is empty; expected a table of numbers, one point a row.")
+    mark = next((c for c in ",;\t" if c in lines[0][1]), None)
+    rows = [(i, [cell.strip() for cell in line.split(mark)]) for i, line in lines]
+    header: tuple[str, ...] = ()
+    if all(_number(cell) is None for cell in rows[0][1]):
+        header = tuple(cell.strip("\"'") for cell in rows.pop(0)[1])
+    return np.array(list(_numbers(path, rows, len(header) or (len(rows[0][1]) if rows else 0)))), header
+
+
+def _numbers(path: Path, rows: list[tuple[int, list[str]]], width: int) -> Iterator[list[float]]:
+    for i, cells in rows:
+        if len(cells) != width:
+            raise ValueError(f"data='{path}', line {i}: {len(cells)} columns where the first line has {width}; expected equally many.")
+        values = [value for cell in cells if (value := _number(cell)) is not None and math.isfinite(value)]
+        if len(values) < width:
+            k, cell = next((k, c) for k, c in enumerate(cells, 1) if (v := _number(c)) is None or not math.isfinite(v))
+            raise ValueError(f"data='{path}', line {i}, column {k}: {cell!r}; expected a finite number.")
+        yield values
+
+
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+_READERS = {".npy": _npy, ".csv": _text, ".tsv": _text, ".txt": _text}

@@ -1,0 +1,103 @@
+"""Datasets: three disjoint parts in the network's units, and clear words for files that cannot be read."""
+import numpy as np
+import pytest
+import torch
+
+from sdediff import data, targets
+
+
+def _file(tmp_path, name, content):
+    path = tmp_path / name
+    if isinstance(content, np.ndarray):
+        np.save(path, content, allow_pickle=content.dtype == object)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content)
+    return str(path)
+
+
+@pytest.fixture
+def points():
+    return np.random.default_rng(0).normal(size=(100, 3)) * [1, 10, 1e-3] + [0, 5, 1e6]
+
+
+@pytest.mark.parametrize("name", targets.TOYS)
+def test_toys(name):
+    d = data.load(name, seed=3)
+    assert d.event == (2,) and d.limit is None and not d.is_image and len(d.axes) == 2
+    held, fresh = d.held_out(500), d.fresh(500)
+    assert torch.equal(held, data.load(name, seed=3).held_out(500)) and not torch.equal(held, data.load(name, seed=4).held_out(500))
+    assert not torch.equal(fresh, d.fresh(500, 1)) and not torch.equal(fresh, held) and not torch.equal(held, d.train[:500])
+    assert torch.allclose(d.restore(held).float(), held)
+    assert 0.5 < float(d.train.square().mean()) < 2
+
+
+def test_digits():
+    d = data.load("digits", seed=1)
+    assert d.event == (1, 8, 8) and d.is_image and len(d.train) + 2 * d.limit in (1796, 1797)
+    assert d.train.min() == -1 and d.train.max() == 1
+    assert torch.equal(d.train, data.load("digits", seed=2).train)
+    with pytest.raises(ValueError, match="n=1000"):
+        d.held_out(1000)
+    with pytest.raises(ValueError, match="draw=1"):
+        d.fresh(10, 1)
+
+
+def test_npy_is_split_and_standardised(tmp_path, points):
+    d = data.load(_file(tmp_path, "p.npy", points))
+    assert (len(d.train), d.limit) == (60, 20)
+    assert torch.allclose(d.train.mean(0), torch.zeros(3), atol=1e-5) and torch.allclose(d.train.std(0), torch.ones(3), atol=1e-4)
+    parts = torch.cat([d.restore(v) for v in (d.train, d.held_out(20), d.fresh(20))]).numpy()
+    order, original = np.argsort(parts[:, 1]), points[np.argsort(points[:, 1])]
+    assert np.allclose((parts[order] - original) / points.std(0), 0, atol=1e-6)          # all points, once each, in the user's units
+
+
+@pytest.mark.parametrize("text, axes", [
+    ("a,b\n" + "1,2\n" * 30, ("a", "b")),
+    ("# a comment\n\n" + "1;2.5\n" * 30, ("$x_{1}$", "$x_{2}$")),
+    ("1\t2\n" * 30, ("$x_{1}$", "$x_{2}$")),
+    ("1 2e3\n" * 30, ("$x_{1}$", "$x_{2}$")),
+    ("height\n" + "1.5\n" * 30, ("height",)),
+])
+def test_text_tables(tmp_path, text, axes):
+    d = data.load(_file(tmp_path, "t.csv", text))
+    assert d.axes == axes and len(d.train) == 18
+    assert torch.equal(d.train, torch.zeros_like(d.train))          # constant columns stay where they are
+    assert d.restore(d.train)[0].tolist() == [float(v) for v in text.splitlines()[-1].replace(";", " ").replace(",", " ").split()]
+
+
+@pytest.mark.parametrize("name, content, words", [
+    ("a.csv", "", "is empty"),
+    ("a.csv", "x,y\n", "is empty"),
+    ("a.csv", "1,2\n" * 20 + "3\n", "line 21: 1 columns where the first line has 2"),
+    ("a.csv", "1,2\n" * 20 + "3,\n", "line 21, column 2: ''"),
+    ("a.csv", "1,2\n" * 20 + "3,nan\n", "line 21, column 2: 'nan'"),
+    ("a.csv", "1,2\n" * 20 + "inf,3\n", "line 21, column 1: 'inf'"),
+    ("a.csv", "1,2\n" * 20 + "hello,3\n", "column 1: 'hello'"),
+    ("a.csv", "1,2\n" * 5, "5 points; expected at least 20"),
+    ("a.csv", b"\xff\xfe\x00\x01" * 9, "UTF-8"),
+    ("a.npy", b"", "not a readable .npy"),
+    ("a.npy", b"nonsense", "not a readable .npy"),
+    ("a.npy", np.array([{"a": 1}], dtype=object), "not a readable .npy"),
+    ("a.npy", np.full((30, 2), "x"), "expected real numbers"),
+    ("a.npy", np.zeros((30, 2), dtype=complex), "expected real numbers"),
+    ("a.npy", np.zeros((30, 2, 2)), r"shape \(30, 2, 2\)"),
+    ("a.npy", np.zeros((0, 2)), r"shape \(0, 2\)"),
+    ("a.npy", np.array([[0.0, 1.0]] * 30 + [[np.inf, 0.0]]), "1 entries that are NaN or infinite, the first in point 31, column 1"),
+    ("a.parquet", "1", "expected a file that ends in"),
+])
+def test_wrong_files(tmp_path, name, content, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        data.load(_file(tmp_path, name, content))
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong, words", [("two-mons", "nearest: two-moons"), ("nowhere/a.npy", "no such file"), ("b.csv", "no such file")])
+def test_wrong_names(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        data.load(wrong)
+    with pytest.raises(TypeError, match="data=3"):
+        data.load(3)
+    with pytest.raises(ValueError, match="seed=-1"):
+        data.load("two-moons", seed=-1)

@@ -9,6 +9,8 @@ from .onestep import EULER, HEUN, KUTTA, MIDPOINT, RK4, EulerMaruyama, ReverseDi
 from .tracing import Form, Table, table
 from .wrappers import Chain, Exploded, Start, started
 
-__all__ = ["DDIM", "EULER", "HEUN", "IPNDM", "KUTTA", "MIDPOINT", "RK4", "AdamsBashforth", "Ancestral", "Chain", "EulerMaruyama",
-           "Exploded", "Exponential", "Form", "Langevin", "ReverseDiffusion", "RungeKutta", "SciPy", "SingleStep", "Solver", "Start", "State",
-           "StochasticHeun", "Table", "TorchSDE", "UniPC", "analytic_variance", "dpm_solver", "started", "table"]
+__all__ = [
+    "DDIM", "EULER", "HEUN", "IPNDM", "KUTTA", "MIDPOINT", "RK4", "AdamsBashforth", "Ancestral", "Chain", "EulerMaruyama", "Exploded",
+    "Exponential", "Form", "Langevin", "ReverseDiffusion", "RungeKutta", "SciPy", "SingleStep", "Solver", "Start", "State",
+    "StochasticHeun", "Table", "TorchSDE", "UniPC", "analytic_variance", "dpm_solver", "started", "table",
+]

@@ -33,7 +33,8 @@ class DDIM(Solver):
 
     ``variance``: "posterior", "beta", "optimal" (eta = 1: the full posterior covariance sigma_t^2/alpha_t d x0/dx, from the
     model's Jacobian, d backward passes a step for d coordinates), or a function of the level: the mean variance of a coordinate
-    of x_0 given x_t (Analytic-DPM; ``analytic_variance`` estimates it from data). Without a posterior covariance no noise is added into sigma = 0.
+    of x_0 given x_t (Analytic-DPM; ``analytic_variance`` estimates it from data). Without a posterior covariance no noise is
+    added into sigma = 0.
     """
 
     eta: float = 0.0
@@ -56,7 +57,7 @@ class DDIM(Solver):
         p, root = (_with_covariance if self.variance == "optimal" else _without)(eq, state.x, t)
         fresh = -math.expm1(2 * (t.lam - s.lam))
         x = s.alpha * p.x0 if s.alpha else 0.0
-        kept = s.sigma * math.sqrt(max(0.0, 1 - self.eta**2 * fresh))
+        kept = s.sigma * (math.sqrt(max(0.0, 1 - self.eta**2 * fresh)) if self.eta else 1.0)        # fresh = -inf upwards from sigma = 0
         if kept:
             x = x + kept * p.eps
         std = self.eta * (t if self.variance == "beta" and s.sigma else s).sigma * math.sqrt(max(0.0, fresh))

@@ -161,6 +161,11 @@ class SingleStep(Solver):
 
     noise = "never"
 
+    def __post_init__(self) -> None:
+        integer("order", self.order, 1)
+        choice("form", self.form, ("x0", "eps"))
+        choice("kernel", self.kernel, KERNELS)
+
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         if t.lam == s.lam:
             return state

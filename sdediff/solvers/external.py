@@ -40,6 +40,8 @@ class SciPy(Solver):
         x = state.x
         if not isinstance(x, Tensor):
             raise TypeError("SciPy chooses its own steps, so this solver is not linear and has no coefficient table.")
+        if t.t == s.t:
+            return state
 
         def slope(u: float, y: np.ndarray) -> np.ndarray:
             drift = eq.drift(torch.from_numpy(y).to(x).view_as(x), eq.at(min(max(float(u), min(t.t, s.t)), max(t.t, s.t))))
@@ -95,7 +97,9 @@ class TorchSDE(Solver):
         x = state.x
         if not isinstance(x, Tensor):
             raise TypeError("torchsde works on tensors, so this solver has no coefficient table; 'euler-maruyama' has one.")
-        y = x.reshape(len(x), -1)
+        if t.t == s.t:
+            return state
+        y = x.flatten(1) if x.ndim > 1 else x[:, None]
         dw = noise.increment(t, s).reshape(y.shape) if noise is not None else torch.zeros_like(y)
         times = torch.tensor([-t.t, -s.t], dtype=torch.float64, device=x.device)
         interval = _EulerInterval(eq.drift(x, t).reshape(y.shape), eq.diffusion(t))

@@ -73,9 +73,9 @@ class Langevin(Solver):
     def _metropolis(self, x: Tensor, p: Prediction, y: Tensor, q: Prediction, h: Any, s: NoiseLevel,
                     z: Tensor) -> tuple[Tensor, Prediction]:
         """The proposal y, or x where it is rejected: accepted with probability p(y) q(x|y) / (p(x) q(y|x))."""
-        proposal = lambda a, pa, b: -(b - a - h * pa.score).flatten(1).square().sum(1) / (4 * h)
+        proposal = lambda a, pa, b: -_rows(b - a - h * pa.score).square().sum(1) / (4 * h)
         ratio = self.density(y, s) - self.density(x, s) + proposal(y, q, x) - proposal(x, p, y)      # type: ignore[misc]
-        uniform = torch.special.ndtr(z.flatten(1)[:, 0].double())
+        uniform = torch.special.ndtr(_rows(z)[:, 0].double())
         taken = (uniform.log() < ratio).view(-1, *[1] * (x.ndim - 1))
         return torch.where(taken, y, x), Prediction(x, s, score=torch.where(taken, q.score, p.score))
 
@@ -84,4 +84,8 @@ def _norm(z: Tensor) -> Tensor:
     if not isinstance(z, Tensor):
         raise TypeError("rule='norm' reads norms of the state, so this step is not linear and has no coefficient table; "
                         "rule='level' has one.")
-    return z.flatten(1).norm(dim=1).mean()
+    return _rows(z).norm(dim=1).mean()
+
+
+def _rows(z: Tensor) -> Tensor:
+    return z.flatten(1) if z.ndim > 1 else z[:, None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..contracts import integer
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..sde import NoiseLevel, transition
@@ -67,6 +68,9 @@ class RungeKutta(Solver):
     order: int
 
     noise = "never"
+
+    def __post_init__(self) -> None:
+        integer("order", self.order, 1)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         if s.sigma == 0 and 1.0 in self.c:

@@ -27,6 +27,7 @@ from .solvers import (
     Exponential,
     Langevin,
     ReverseDiffusion,
+    Rosenbrock,
     SciPy,
     Solver,
     StochasticHeun,
@@ -175,6 +176,12 @@ def _ipndm(name: str) -> Method:
 def _eab(name: str, form: str = "eps", eta: Eta = 0.0, start: bool = True) -> Method:
     """Exponential Adams-Bashforth, eps (or form='x0') interpolated in log-SNR, for any eta."""
     return _multistep(name, Exponential(int(name[-1]), form), start, eta=eta)
+
+
+@_register("rosenbrock-1", "rosenbrock-2", "rosenbrock-3")
+def _rosenbrock(name: str, start: bool = True) -> Method:
+    """Exponential Rosenbrock of Adams type: the model linearised in every step by its Jacobian (Hochbruck & Ostermann 2010)."""
+    return _multistep(name, Rosenbrock(int(name[-1])), start, Karras())
 
 
 @_register("scipy-rk45")

@@ -72,7 +72,7 @@ class _Watched:
             raise TypeError(f"score returned {type(p).__name__} ({where}); expected a Prediction: wrap a network as "
                             "sdediff.from_network(net, predicts='eps'), a formula as sdediff.from_score(fn).")
         for name in p.given:
-            value = p._known[name]
+            value = p._known[name].detach()
             if value.shape != x.shape:
                 raise NetworkError(f"{self._name} returned {name} of shape {tuple(value.shape)} ({where}); expected {tuple(x.shape)}.")
             if x.device.type == "cpu":

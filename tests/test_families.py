@@ -6,10 +6,12 @@ import pytest
 import torch
 from scipy import stats
 from scipy.integrate import quad
+from scipy.linalg import expm
 
-from sdediff import VESDE, VPSDE, ReverseSDE, grids, iterate, method, random, sample
-from sdediff.solvers import DDIM, EULER, IPNDM, AdamsBashforth, Ancestral, Exploded, Exponential, Langevin, SingleStep, State, UniPC, analytic_variance, dpm_solver, table
+from sdediff import VESDE, VPSDE, Prediction, ReverseSDE, grids, iterate, method, random, sample
+from sdediff.solvers import DDIM, EULER, IPNDM, AdamsBashforth, Ancestral, Exploded, Exponential, Langevin, Rosenbrock, SingleStep, State, UniPC, analytic_variance, dpm_solver, table
 from sdediff.solvers.multistep import lagrange_integrals
+from sdediff.solvers.rosenbrock import exponential_action
 from sdediff.testing import affine_law, converge, gaussian_problem, mixture_problem
 
 F64 = torch.float64
@@ -134,6 +136,31 @@ def test_single_step_methods_take_their_papers_formulas():
         assert (_run(method(name).solver, [0.7, 0.4], x) - exact).abs().max() < 1e-12
 
 
+def test_the_augmented_exponential_is_the_sum_of_phi_functions():
+    """Against scipy's matrix exponential and the recurrence phi_{k+1}(A) = A^{-1} (phi_k(A) - I/k!)."""
+    a = 0.7 * random.WhiteNoise(1, (2, 3, 3), dtype=F64).normal()
+    y, *b = (random.WhiteNoise(k, (2, 3), dtype=F64).normal() for k in range(2, 6))
+    for i in range(2):
+        phi, total = expm(a[i].numpy()), expm(a[i].numpy()) @ y[i].numpy()
+        for k, b_k in enumerate(b):
+            phi = np.linalg.solve(a[i].numpy(), phi - np.eye(3) / math.factorial(k))
+            total = total + phi @ b_k[i].numpy()
+        assert np.abs(exponential_action(a, y, b)[i].numpy() - total).max() < 1e-10
+
+
+def test_rosenbrock_is_exact_where_the_model_is_linear_in_x_with_a_constant_jacobian():
+    """eps = J y + c(kappa) with c a polynomial of degree below the order: one step from remembered exact values is exact."""
+    j = torch.tensor([[-0.3, 0.1], [0.05, -0.2]], dtype=F64)
+    score = lambda x, level: Prediction(x, level, eps=(x / level.alpha) @ j.T + torch.tensor([1.0, -2.0], dtype=F64))
+    from scipy.integrate import solve_ivp
+    times, x = [0.5, 0.3], _start(3)
+    out = _run(Rosenbrock(1), times, x, score=score)
+    kappa = [SDE.at(t).sigma / SDE.at(t).alpha for t in times]
+    for row, exact in zip(x, out):
+        y = solve_ivp(lambda k, y: j.numpy() @ y + np.array([1.0, -2.0]), kappa, row.numpy() / SDE.at(0.5).alpha, method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1]
+        assert np.abs(y * SDE.at(0.3).alpha - exact.numpy()).max() < 1e-10
+
+
 # -- the optimal reverse covariance -------------------------------------------------------------------------------------
 class _Impulses(random.Noise):
     """One unit noise per coordinate, draw and row; see sdediff.testing for the one-dimensional form."""
@@ -249,7 +276,7 @@ def test_annealed_langevin_on_a_sigma_ladder_is_ncsns_algorithm():
 
 
 def test_every_memory_is_declared():
-    for solver, remembered in ((Exponential(3), 2), (UniPC(2), 2), (AdamsBashforth(4), 3), (IPNDM(), 3), (DDIM(), 0), (dpm_solver(3), 0), (method("eab-3").solver, 2)):
+    for solver, remembered in ((Exponential(3), 2), (UniPC(2), 2), (AdamsBashforth(4), 3), (IPNDM(), 3), (DDIM(), 0), (Rosenbrock(3), 2), (dpm_solver(3), 0), (method("eab-3").solver, 2)):
         assert solver.remembers == remembered
         states = list(iterate(ReverseSDE(SDE, SCORE), solver, _start(), SDE.levels(grids.LogSNR()(SDE, 7))))
         assert len(states[-1].memory) == remembered

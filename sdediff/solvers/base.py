@@ -44,6 +44,10 @@ class Solver(abc.ABC):
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         """The state at s from the state at t. ``noise`` is the source as this step sees it (None for a deterministic run)."""
 
+    def remember(self, p: Prediction) -> Any:
+        """What a multistep solver keeps of an evaluation: the quantity named by its ``form``."""
+        return getattr(p, self.form)            # type: ignore[attr-defined]
+
     def accepts(self, eq: ReverseSDE) -> None:
         """Raises ValueError where this solver cannot integrate this equation."""
         if self.noise == "never" and not eq.is_ode:

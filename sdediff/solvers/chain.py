@@ -25,6 +25,7 @@ from ..random import Noise, WhiteNoise
 from ..score import Prediction, Score
 from ..sde import SDE, NoiseLevel
 from .base import Solver, State
+from .rosenbrock import linearised
 
 
 @dataclass(frozen=True)
@@ -81,20 +82,13 @@ def _without(eq: ReverseSDE, x: Any, t: NoiseLevel) -> tuple[Prediction, None]:
 
 def _with_covariance(eq: ReverseSDE, x: Any, t: NoiseLevel) -> tuple[Prediction, Callable[[Tensor], Tensor]]:
     """The prediction, and the product with the root of Cov(x_0 | x_t) = sigma^2/alpha dx0/dx (second-order Tweedie)."""
-    if not isinstance(x, Tensor):
-        raise TypeError("variance='optimal' reads the model's Jacobian, so this step is not linear and has no coefficient table.")
     if t.alpha == 0:
         raise ValueError(f"t={t.t:g}: alpha = 0, where the posterior covariance is that of the data and no Jacobian shows it; "
                          "start later (t_start=).")
-    with torch.enable_grad():
-        p = eq.predict(x.detach().requires_grad_(), t)
-        x0 = p.x0.flatten(1)
-        rows = [torch.autograd.grad(x0[:, i].sum(), p.x, retain_graph=True)[0].flatten(1) for i in range(x0.shape[1])]
-    jacobian = torch.stack(rows, 1)
+    p, jacobian = linearised(eq, x, t)
     values, vectors = torch.linalg.eigh((jacobian + jacobian.mT) / 2 * (t.sigma**2 / t.alpha))
     root = vectors * values.clamp_min(0).sqrt()[:, None]
-    detached = Prediction(x, t, x0=x0.detach().view_as(x), eps=p.eps.detach())
-    return detached, lambda xi: (root @ (xi.flatten(1)[..., None])).view_as(xi)
+    return p, lambda xi: (root @ (xi.flatten(1)[..., None])).view_as(xi)
 
 
 def analytic_variance(sde: SDE, score: Score, data: Tensor, *, seed: int = 0) -> Callable[[NoiseLevel], float]:

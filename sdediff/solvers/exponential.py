@@ -137,7 +137,7 @@ class Exponential(Solver):
         p, h, eta = eq.predict(state.x, t), s.lam - t.lam, eq.eta_at(t)
         if not math.isfinite(h):
             return State(infinite_step(p, s, noise.unit(t, s) if eta and s.sigma else None), (), p)  # type: ignore[union-attr]
-        memory = ((t, getattr(p, self.form)), *state.memory)[:self.nodes]
+        memory = ((t, self.remember(p)), *state.memory)[:self.nodes]
         x = advance(state.x, t, s, memory, self.form, self.kernel, eta)
         if eta:
             rate = -2 * eta**2 * h if self.form == "x0" else 2 * h        # sigma_s e^{h} = alpha_s kappa_t
@@ -225,10 +225,10 @@ class UniPC(Solver):
         p, memory = state.prediction, state.memory
         if p is None or not memory or memory[0][0] != t:
             p = eq.predict(state.x, t)
-            memory = ((t, getattr(p, self.form)), *memory)
+            memory = ((t, self.remember(p)), *memory)
         if not math.isfinite(s.lam - t.lam):
             return State(infinite_step(p, s, None), (), None)
         x = advance(state.x, t, s, memory[:self.nodes], self.form, self.kernel)
         p = eq.predict(x, s)
-        memory = ((s, getattr(p, self.form)), *memory[:self.nodes])
+        memory = ((s, self.remember(p)), *memory[:self.nodes])
         return State(advance(state.x, t, s, memory, self.form, self.kernel), memory[:self.nodes], p)

@@ -93,7 +93,7 @@ class Start(Solver):
         known = [p]
         again = dataclasses.replace(eq, score=lambda x, level: known.pop() if known else eq.predict(x, level))
         x = self.starter.step(again, State(state.x), t, s, noise).x
-        return State(x, ((t, getattr(p, self.multistep.form)), *state.memory), p)
+        return State(x, ((t, self.multistep.remember(p)), *state.memory), p)
 
     def accepts(self, eq: ReverseSDE) -> None:
         self.multistep.accepts(eq)

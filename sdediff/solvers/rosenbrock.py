@@ -1,0 +1,95 @@
+r"""Methods that linearise the model: its Jacobian in every step, one forward and d backward passes for d coordinates.
+
+In the exploded chart y = x/alpha, kappa = sigma/alpha, the probability flow is dy/d(kappa) = eps(y, kappa). With J = d eps/dy at the
+current point and the remainder N = eps - J y interpolated through the last evaluations, N(kappa_t + v h) = sum_k c_k v^k,
+
+    y_s = e^{hJ} y + h sum_k k! phi_{k+1}(hJ) c_k,      h = kappa_s - kappa_t,                                             (8)
+
+an exponential Rosenbrock method of Adams type, order = the number of evaluations. The sum is one matrix exponential of an augmented
+matrix. References: Hochbruck & Ostermann 2010, Sec. 2.4 and 2.7; Al-Mohy & Higham 2011, Thm 2.1.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..contracts import integer
+from ..equation import ReverseSDE
+from ..random import Noise
+from ..score import Prediction
+from ..sde import NoiseLevel
+from .base import Solver, State
+from .exponential import infinite_step
+
+
+def linearised(eq: ReverseSDE, x: Tensor, t: NoiseLevel) -> tuple[Prediction, Tensor]:
+    """The prediction at (x, t), and the Jacobian d x0/dx of every sample, (B, d, d)."""
+    if not isinstance(x, Tensor):
+        raise TypeError("this step reads the model's Jacobian: it is not linear in the state and has no coefficient table.")
+    with torch.enable_grad():
+        p = eq.predict(x.detach().requires_grad_(), t)
+        x0 = p.x0.flatten(1)
+        if not x0.requires_grad:                # a model that does not look at x, such as a point mass
+            return p, x.new_zeros(*x0.shape, x0.shape[1])
+        rows = [torch.autograd.grad(x0[:, i].sum(), p.x, retain_graph=True, materialize_grads=True)[0].flatten(1)
+                for i in range(x0.shape[1])]
+    return Prediction(x, t, x0=p.x0.detach(), eps=p.eps.detach()), torch.stack(rows, 1)
+
+
+def exponential_action(a: Tensor, y: Tensor, b: list[Tensor]) -> Tensor:
+    """e^A y + sum_k phi_k(A) b_k, k = 1 .. p, for A (B, d, d) and vectors (B, d): the top of the exponential of an augmented matrix."""
+    n, d, p = len(a), a.shape[1], len(b)
+    augmented = a.new_zeros(n, d + p, d + p)
+    augmented[:, :d, :d] = a
+    augmented[:, :d, d:] = torch.stack(b[::-1], 2)
+    augmented[:, d:, d:] = torch.diag(a.new_ones(p - 1), 1)
+    last = a.new_zeros(n, p)
+    last[:, -1] = 1.0
+    return (torch.linalg.matrix_exp(augmented) @ torch.cat([y, last], 1)[..., None])[:, :d, 0]
+
+
+@dataclass(frozen=True)
+class Rosenbrock(Solver):
+    """(8) through the last ``nodes`` evaluations, order ``nodes``. Steps of infinite length in lambda are DDIM steps."""
+
+    nodes: int = 2
+
+    noise = "never"
+
+    def __post_init__(self) -> None:
+        integer("nodes", self.nodes, 1, 4)
+
+    @property
+    def order(self) -> int:                                                                  # type: ignore[override]
+        return self.nodes
+
+    @property
+    def remembers(self) -> int:                                                              # type: ignore[override]
+        return self.nodes - 1
+
+    @property
+    def starts(self) -> int:
+        """Steps that must be taken by a starter of order ``order`` - 1 for the order to hold from any start."""
+        return max(0, self.nodes - 2)
+
+    def remember(self, p: Prediction) -> Prediction:
+        return Prediction(p.x, p.level, eps=p.eps)
+
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if not math.isfinite(s.lam - t.lam):
+            p = eq.predict(state.x, t)
+            return State(infinite_step(p, s, None), (), p)
+        p, slope = linearised(eq, state.x, t)
+        h = s.sigma / s.alpha - t.sigma / t.alpha
+        j = t.alpha / t.sigma * (torch.eye(slope.shape[1]).to(slope) - t.alpha * slope)           # d eps/dy = alpha d eps/dx
+        memory = ((t, self.remember(p)), *state.memory)[:self.nodes]
+        remainders = [q.eps.flatten(1) - (j @ (q.x / m.alpha).flatten(1)[..., None])[..., 0] for m, q in memory]
+        places = np.array([(m.sigma / m.alpha - t.sigma / t.alpha) / h for m, _ in memory])
+        basis = np.linalg.inv(np.vander(places, increasing=True))                            # monomial coefficients of the Lagrange basis
+        c = [sum(float(w) * r for w, r in zip(row, remainders)) for row in basis]
+        y = exponential_action(h * j, (state.x / t.alpha).flatten(1), [h * math.factorial(k) * c_k for k, c_k in enumerate(c)])
+        return State(s.alpha * y.view_as(state.x), memory[:self.nodes - 1], p)

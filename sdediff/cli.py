@@ -1,0 +1,236 @@
+"""The command line: `sdediff compare`, `train`, `sample`, `methods`. What they do is in `runs`; here are words and arguments."""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import jsonargparse
+from jsonargparse import ArgumentParser, Namespace
+
+if TYPE_CHECKING:
+    from .data import Dataset
+    from .runs import Job
+
+ABOUT = "Score-based diffusion: train a score network once, sample it with every method, and see how they compare."
+EXAMPLES = """examples:
+  sdediff compare                              two moons, six methods: a table and four pictures in runs/two-moons
+  sdediff compare --data digits                the real 8x8 digits
+  sdediff compare --data points.csv            your own points, one a row
+  sdediff sample runs/two-moons --method heun  draw more from a trained run, without training again
+  sdediff methods                              every method, one line each
+  sdediff compare --help                       every option"""
+COMPARE = """examples:
+  sdediff compare --data pinwheel --methods ddim heun dpm++2m --out runs/pinwheel
+  sdediff compare --methods ddim:steps=10 ddim:steps=100,eta=1 pc:snr=0.1 dpm++2m:grid=karras
+  sdediff compare --data rings --training.steps 2000 --network.width 64
+  sdediff compare --resume                     go on after an interruption; with other --methods: without training again
+  sdediff compare --print_config > job.yaml    every setting, to be edited, then: sdediff compare --config job.yaml
+
+The settings below are those for points; digits, and the processes ve, edm and flow, bring defaults of their own:
+sdediff compare --data digits --print_config shows them."""
+TRAIN = """example:
+  sdediff train --data swiss-roll && sdediff sample runs/swiss-roll --method dpm++2m --steps 15"""
+SAMPLE = """examples:
+  sdediff sample runs/two-moons --method dpm++2m --steps 15 --n 10000 --seed 7
+  sdediff sample runs/two-moons --method ddim:eta=0.5 --nfe 20 --out points.csv"""
+
+
+class _Usage(Exception):
+    """A command line that cannot be read."""
+
+
+class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Options with their defaults, examples as they are written."""
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        command = self.prog.split()[-1]
+        raise _Usage(f"{' '.join(message.split()).rstrip('.')}. See: sdediff {'' if command == 'sdediff' else command + ' '}--help") from ex
+
+
+def _parsers(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    """The whole command line, and the parser of each command."""
+    from . import __version__
+    parser = _Parser(prog="sdediff", description=ABOUT, epilog=EXAMPLES, formatter_class=_Help, usage="sdediff COMMAND [options]",
+                     version=__version__)
+    listing = _Parser(description="List every method with its options.", formatter_class=_Help, usage="sdediff methods")
+    each = {"compare": (_compare_parser(argv), "train, sample by several methods, measure, draw"),
+            "train": (_train_parser(argv), "train only"),
+            "sample": (_sample_parser(), "draw samples from a trained run"),
+            "methods": (_common(listing), "list the methods")}
+    commands = parser.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
+    for name, (sub, text) in each.items():
+        commands.add_subcommand(name, sub, help=text)
+    return parser, {name: sub for name, (sub, _) in each.items()}
+
+
+def _common(parser: ArgumentParser, progress: bool = False) -> ArgumentParser:
+    if progress:
+        parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is fastest for small networks")
+        parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return parser
+
+
+def _job_parser(argv: Sequence[str], description: str, epilog: str, name: str) -> ArgumentParser:
+    from .runs import DEFAULT_METHODS, Job, preset
+    parser = _Parser(description=description, epilog=epilog, formatter_class=_Help, usage=f"sdediff {name} [options]")
+    parser.add_argument("--config", action="config", help="a YAML file of these settings; what follows it on the line overrides it")
+    parser.add_argument("--data", type=str, default="two-moons", help="what to learn: a toy (two-moons, swiss-roll, checkerboard, "
+                        "8-gaussians, 25-gaussians, pinwheel, two-spirals, rings, banana, funnel), digits (real, 8x8), or a .npy or .csv "
+                        "file, one point a row")
+    if name == "compare":
+        parser.add_argument("--methods", type=str, nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD",
+                            help="NAME or NAME:KEY=VALUE,... where keys are steps, nfe, grid and the method's own options")
+        parser.add_argument("--n", type=int, default=4000, help="samples of each method, and held-out points they are measured against")
+    parser.add_argument("--out", type=str | None, default=None, help="the run folder (default: runs/ and the name of the data)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything: data, first weights, training and samples")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder, from its checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="start the run in the folder again")
+    parser.add_class_arguments(Job, skip={"data", "seed"})
+    parser.link_arguments("seed", "training.seed")
+    if argv[:1] == [name]:
+        said = _said(argv, ("data", "process"))
+        parser.set_defaults(preset(said.get("data", "two-moons"), said.get("process", "vp")))
+    return parser
+
+
+def _said(argv: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """What the line and its config files say about a few options, before it is parsed: other defaults hang on them."""
+    import yaml
+    said: dict[str, str] = {}
+    pairs = [(a.split("=", 1) if "=" in a else [a, b]) for a, b in zip(argv, [*argv[1:], ""]) if a.startswith("--")]
+    for option, value in pairs:
+        if option == "--config" and Path(value).is_file():
+            try:
+                settings = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError):
+                continue
+            said |= {k: str(settings[k]) for k in names if isinstance(settings, dict) and k in settings}
+        elif option[2:] in names:
+            said[option[2:]] = value
+    return said
+
+
+def _compare_parser(argv: Sequence[str]) -> ArgumentParser:
+    parser = _job_parser(argv, "Train a score network, sample it by several methods, and compare them: a table, four pictures, one folder.",
+                         COMPARE, "compare")
+    parser.add_argument("--reference", type=bool, default=True, help="also measure against a fine solution of the same network")
+    parser.add_argument("--pictures", type=bool, default=True, help="draw samples.png, forward.png, score.png and trajectory.gif")
+    return _common(parser, progress=True)
+
+
+def _train_parser(argv: Sequence[str]) -> ArgumentParser:
+    return _common(_job_parser(argv, "Train a score network into a run folder.", TRAIN, "train"), progress=True)
+
+
+def _sample_parser() -> ArgumentParser:
+    parser = _Parser(description="Draw samples from a trained run, in the units of its data.", epilog=SAMPLE, formatter_class=_Help,
+                     usage="sdediff sample RUN [options]")
+    parser.add_argument("run", type=str, metavar="RUN", help="the folder of a trained run")
+    parser.add_argument("--method", type=str, default="dpm++2m", help="NAME or NAME:KEY=VALUE,..., see `sdediff methods`")
+    parser.add_argument("--steps", type=int | None, default=None, help="grid intervals (default: the method's)")
+    parser.add_argument("--nfe", type=int | None, default=None, help="a budget of network calls, in place of steps")
+    parser.add_argument("--grid", type=str | None, default=None, help="uniform, quadratic, logsnr, karras or ddpm (default: the method's)")
+    parser.add_argument("--n", type=int, default=4000, help="how many samples")
+    parser.add_argument("--seed", type=int, default=1, help="of the samples; compare uses the seed of the run, 0 by default")
+    parser.add_argument("--out", type=str | None, default=None, help="a .npy or .csv file (default: RUN/samples/METHOD-SEED.npy)")
+    parser.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
+    return _common(parser, progress=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code: 0, 2 for a wrong argument (one line on stderr), 130 for an interrupt."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        argv = ["--help"]
+    try:
+        parser, commands = _parsers(argv)
+        config = parser.parse_args(argv)
+        chosen = config[config.command]
+        if "threads" in chosen:
+            import torch
+
+            from .contracts import integer
+            torch.set_num_threads(integer("threads", chosen.threads, 1))
+        return COMMANDS[config.command](chosen, commands[config.command])
+    except KeyboardInterrupt:
+        print(f"sdediff: interrupted; `sdediff {' '.join(argv)}{'' if '--resume' in argv else ' --resume'}` goes on." if argv[0] in
+              ("compare", "train") else "sdediff: interrupted.", file=sys.stderr)
+        return 130
+    except (_Usage, ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
+        if "--traceback" in argv:
+            raise
+        print(f"sdediff: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+# -- commands -------------------------------------------------------------------------------------------------------------------
+def _begin(command: str, chosen: Namespace, parser: ArgumentParser) -> tuple[Job, Path, Dataset]:
+    """The job, its folder with its config.yaml, and its data: everything that can be refused is refused here."""
+    from . import __version__, data, runs
+    if chosen.resume and chosen.overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: one goes on, the other starts again.")
+    made = (getattr(parser, "instantiate", None) or parser.instantiate_classes)(chosen)
+    job = runs.Job(**{f.name: made[f.name] for f in dataclasses.fields(runs.Job)})
+    dataset = data.load(job.data, seed=job.seed)
+    job.score(dataset), job.sde
+    if job.data != dataset.name:
+        job = dataclasses.replace(job, data=str(Path(job.data).resolve()))
+        chosen.data = job.data
+    out = Path(chosen.out or Path("runs") / Path(dataset.name).stem)
+    kept = Namespace({k: v for k, v in vars(chosen).items() if k not in ("config", "out", "resume", "overwrite", "traceback", "quiet")})
+    text = parser.dump(kept, skip_link_targets=True, skip_validation=True)
+    runs.prepare(out, f"# sdediff {__version__}; again: {parser.prog} --config {out / runs.CONFIG} --out NEW\n{text}",
+                 resume=chosen.resume, overwrite=chosen.overwrite)
+    return job, out, dataset
+
+
+def _compare(chosen: Namespace, parser: ArgumentParser) -> int:
+    from . import runs
+    from .contracts import integer
+    entries = [runs.Entry.parse(text) for text in chosen.methods]
+    labels = [entry.label for entry in entries]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"methods={labels}: a method is named twice; expected different ones (options make them different).")
+    integer("n", chosen.n, 2)
+    job, out, dataset = _begin("compare", chosen, parser)
+    runs.run(job, out, dataset, entries, chosen.n, reference=chosen.reference, pictures=chosen.pictures, progress=not chosen.quiet)
+    return 0
+
+
+def _train(chosen: Namespace, parser: ArgumentParser) -> int:
+    from . import runs
+    job, out, dataset = _begin("train", chosen, parser)
+    trained = runs.train(job, out, dataset, progress=not chosen.quiet)
+    print(f"{out / runs.CHECKPOINT}: {len(trained.losses)} steps, loss {float(trained.losses[-500:].mean()):.4f} (mean of the last "
+          f"{min(500, len(trained.losses))}). Samples: sdediff sample {out}")
+    return 0
+
+
+def _sample(chosen: Namespace, parser: ArgumentParser) -> int:
+    from . import runs
+    from .contracts import integer
+    entry = runs.Entry.parse(chosen.method, steps=chosen.steps, nfe=chosen.nfe, grid=chosen.grid)
+    path = runs.draw(Path(chosen.run), entry, integer("n", chosen.n, 1), integer("seed", chosen.seed, 0),
+                     None if chosen.out is None else Path(chosen.out), overwrite=chosen.overwrite, progress=not chosen.quiet)
+    print(path)
+    return 0
+
+
+def _methods(chosen: Namespace, parser: ArgumentParser) -> int:
+    from .methods import describe, methods, options
+    names = methods()
+    width = max(map(len, names)) + 2
+    for name in names:
+        choices = ", ".join(f"{k}={v}" for k, v in options(name).items())
+        print(f"{name:<{width}}{describe(name)}" + (f"\n{'':<{width}}options: {choices}" if choices else ""))
+    return 0
+
+
+COMMANDS: dict[str, Any] = {"compare": _compare, "train": _train, "sample": _sample, "methods": _methods}

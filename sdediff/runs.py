@@ -1,0 +1,376 @@
+r"""Run folders: train a network once, sample it by many methods, measure, draw, and read the run back.
+
+    RUN/config.yaml               the job; `sdediff compare --config RUN/config.yaml --out NEW` does it again
+    RUN/checkpoint.safetensors    the network, its average and the optimiser; training continues from it
+    RUN/metrics.json              every number and how it came about; written last: a run that has it is finished
+    RUN/samples.png, forward.png, score.png, trajectory.gif
+
+Nothing in a folder is executed when it is read.
+"""
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import metrics, nets, plots, sampling, training
+from .contracts import choice
+from .data import Dataset, load
+from .methods import Method
+from .methods import method as as_method
+from .metrics import Estimate
+from .score import NetworkScore, from_network
+from .sde import SDE, process
+from .training import TrainingConfig
+
+CONFIG, CHECKPOINT, METRICS = "config.yaml", "checkpoint.safetensors", "metrics.json"
+# Steps where none are asked for: enough that a method's own error is small beside the noise of 4000 samples.
+STEPS = {"euler-maruyama": 300, "reverse-diffusion": 300, "torchsde-euler": 300, "pc": 150, "ddpm": 200, "dpm++2m-sde": 100,
+         "sde-heun": 100, "euler": 100, "ddim": 100, "midpoint": 30, "heun": 30, "rk4": 20, "dpm++2m": 30, "scipy-rk45": 1}
+REFERENCE, REFERENCES, FLOORS = "eab-3:steps=60", 3, 8
+DEFAULT_METHODS = ("euler-maruyama", "pc", "ddpm", "ddim", "heun", "dpm++2m")
+_TRAINED = ("data", "process", "process_options", "predicts", "time_input", "network", "training", "seed")
+_TIME_SCALE: dict[str, float] = {"t": 10.0, "edm": 4.0}             # what brings a level to the span that the network resolves
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """The score network, a residual MLP told the noise level.
+
+    Args:
+        width: units in a layer.
+        depth: residual blocks of two layers each.
+        fourier: octaves of Fourier features of the points, which sharpen fine structure; 0 for none.
+    """
+
+    width: int = 64
+    depth: int = 3
+    fourier: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """The score network and how it is trained.
+
+    Args:
+        data: what to learn: a toy (two-moons, swiss-roll, checkerboard, 8-gaussians, 25-gaussians, pinwheel, two-spirals, rings,
+            banana, funnel), "digits" (real 8x8 digits), or a .npy or .csv file with one point a row.
+        process: the forward process: vp, sub-vp, cosine, ve, edm, flow or ddpm.
+        process_options: its parameters, as '{beta_max: 15}'.
+        predicts: what the network predicts: eps, x0, v, score, velocity or edm.
+        time_input: how the network is told the noise level: lam (half the log-SNR), t or edm.
+        network: The network.
+        training: Its training.
+        seed: of everything: data, first weights, training and samples.
+    """
+
+    data: str = "two-moons"
+    process: str = "vp"
+    process_options: dict[str, float] = field(default_factory=dict)
+    predicts: str = "eps"
+    time_input: str = "lam"
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+
+    @property
+    def sde(self) -> SDE:
+        """The forward process."""
+        try:
+            return process(self.process, **self.process_options)
+        except TypeError as error:
+            if "argument" not in str(error):
+                raise
+            raise TypeError(f"process_options={self.process_options!r}: process {self.process!r} has no such option ({error}).") from None
+
+    def score(self, dataset: Dataset) -> NetworkScore:
+        """The untrained score."""
+        choice("time_input", self.time_input, ("lam", "t", "edm"))
+        network = nets.MLP(dataset.event, self.network.width, self.network.depth, fourier=self.network.fourier, seed=self.seed,
+                           time_scale=_TIME_SCALE.get(self.time_input, 1.0))
+        return from_network(network, self.predicts, time_input=self.time_input, sigma_data=round(float(dataset.train.std()), 3))
+
+
+def preset(data: str, process: str) -> dict[str, Any]:
+    """Defaults that suit a dataset and a process, by dotted name; what the user says comes first."""
+    chosen: dict[str, Any] = {"training.steps": 4000, "training.batch": 512, "training.lr": 3e-3}
+    if data == "digits":
+        chosen |= {"network.width": 320, "network.depth": 3, "predicts": "v", "training.weighting": "v", "training.steps": 6000,
+                   "training.batch": 256, "training.lr": 1e-3}
+    if process == "flow":
+        chosen |= {"predicts": "velocity", "time_input": "t", "training.weighting": "velocity"}
+    if process in ("ve", "edm"):
+        chosen |= {"predicts": "edm", "time_input": "edm", "training.weighting": "edm"}
+    return chosen
+
+
+# -- folders -------------------------------------------------------------------------------------------------------------------
+def prepare(out: Path, config: str, *, resume: bool, overwrite: bool) -> None:
+    """Make the folder and write its config.yaml. FileExistsError for a folder that holds a run, unless it is to be continued
+    (``resume``) or started again (``overwrite``), and for one that holds something else; ValueError for a continuation of a run
+    that was trained differently. A refusal leaves the folder as it was."""
+    import yaml
+    there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"out='{out}' is a file; expected a folder, new or empty.")
+    if there and CONFIG not in there:
+        raise FileExistsError(f"out='{out}' holds {there[0]!r} and no {CONFIG}: not a run of sdediff; expected a new or empty folder.")
+    if there and not resume and not overwrite:
+        state = "a finished run" if METRICS in there else "an unfinished run" if CHECKPOINT in there else "a run that was not trained yet"
+        raise FileExistsError(f"out='{out}' holds {state}; --resume continues it from its checkpoint, --overwrite starts it again, "
+                              "--out NEW keeps both.")
+    if resume and CHECKPOINT in there:
+        old, new = _flat(yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))), _flat(yaml.safe_load(config))
+        for key in sorted(k for k in old.keys() | new.keys() if k.partition(".")[0] in _TRAINED and not k.endswith(".checkpoint_every")):
+            if old.get(key) != new.get(key):
+                raise ValueError(f"{key}={new.get(key)!r}: the run in '{out}' was trained with {key}={old.get(key)!r}; expected the same, "
+                                 "to continue it, or another --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (METRICS, *([CHECKPOINT] if overwrite else [])):         # no longer finished; and no longer trained
+        (out / name).unlink(missing_ok=True)
+    _write(out / CONFIG, config)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {k: v for name, branch in tree.items() for k, v in _flat(branch, f"{prefix}{name}.").items()}
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def train(job: Job, out: Path, dataset: Dataset, *, progress: bool = True) -> training.Trained:
+    """Train into the folder, or go on from its checkpoint; a finished training is only read."""
+    return training.train(job.score(dataset), job.sde, dataset.train, dataclasses.replace(job.training, seed=job.seed),
+                          checkpoint=out / CHECKPOINT, resume=True, progress=progress)
+
+
+def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
+    """A trained run's config, checkpoint and score. ValueError where the folder holds none."""
+    import yaml
+    if not (run / CONFIG).is_file() or not (run / CHECKPOINT).is_file():
+        raise ValueError(f"run='{run}': no {CONFIG} with a {CHECKPOINT} in it; expected the folder of a run, as `sdediff train` makes it.")
+    checkpoint = training.load_checkpoint(run / CHECKPOINT)
+    if checkpoint.step < checkpoint.config.steps:
+        raise ValueError(f"run='{run}': trained for {checkpoint.step} of {checkpoint.config.steps} steps; expected a finished training: "
+                         "run it again with --resume.")
+    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    return config, checkpoint, checkpoint.score(nets.build(checkpoint.document["network"]))
+
+
+# -- methods with options --------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Entry:
+    """A method as a user writes it, NAME or NAME:KEY=VALUE,...: keys are steps, nfe, grid, and the method's own options."""
+
+    label: str
+    method: Method
+    budget: dict[str, Any]
+
+    @staticmethod
+    def parse(text: str, **given: Any) -> Entry:
+        """``given``: steps, nfe or grid said elsewhere; the text comes first. ValueError or TypeError on what no method takes."""
+        import yaml
+        name, _, rest = text.partition(":")
+        options: dict[str, Any] = {}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            if not equals:
+                raise ValueError(f"method={text!r}: {part!r} has no value; expected NAME:KEY=VALUE,..., such as ddim:steps=50,eta=0.5.")
+            options[key.strip()] = yaml.safe_load(value)
+        budget = {k: v for k, v in given.items() if v is not None} | {k: options.pop(k) for k in ("steps", "nfe", "grid") if k in options}
+        if "steps" in budget and "nfe" in budget:
+            raise ValueError(f"method={text!r}: steps={budget['steps']}, nfe={budget['nfe']}; expected one of them.")
+        method = as_method(name, **options)
+        if "steps" not in budget and "nfe" not in budget:
+            budget["steps"] = STEPS.get(name, 30)
+        return Entry(text, method, budget)
+
+    def draw(self, sde: SDE, score: NetworkScore, shape: Sequence[int], seed: int, *, record: bool = False,
+             progress: bool = False) -> sampling.SampleInfo:
+        """Samples, in the network's units."""
+        return sampling.sample_info(sde, score, shape=shape, method=self.method, seed=seed, record=record,
+                                    progress=progress and sys.stderr.isatty(), **self.budget)
+
+
+# -- the comparison --------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. ``sliced_w2`` and ``energy``: to held-out data; ``reference``: sliced W2 to an accurate solution of the
+    same network's equation, which leaves the network's own error out."""
+
+    label: str
+    steps: int | None
+    nfe: int | None
+    seconds: float | None
+    sliced_w2: Estimate
+    energy: Estimate
+    reference: Estimate | None = None
+
+    def line(self, width: int) -> str:
+        """The table's line, with a column of ``width`` for the label."""
+        show = lambda v, form: "-" if v is None else format(v, form)
+        reference = "" if self.reference is None else _plus_minus(self.reference, 4)
+        return (f"{self.label:<{width}}{show(self.steps, 'd'):>6}{show(self.nfe, 'd'):>6}{show(self.seconds, '.2f'):>9}   "
+                f"{_plus_minus(self.sliced_w2, 4):<17} {_plus_minus(self.energy, 5):<20} {reference}").rstrip()
+
+
+FLOOR = "fresh data (the floor)"
+
+
+def _head(width: int) -> str:
+    return f"{'method':<{width}}{'steps':>6}{'NFE':>6}{'seconds':>9}   {'sliced W2':<17} {'energy distance':<20} vs reference"
+
+
+def _plus_minus(e: Estimate, places: int) -> str:
+    """Value and standard error, with fewer decimals for large values."""
+    places -= max(0, math.floor(math.log10(max(abs(e.value), 1.0))))
+    return f"{e.value:.{max(0, places)}f} ± {e.stderr:.{max(0, places)}f}"
+
+
+def compare(job: Job, trained: training.Trained, dataset: Dataset, entries: Sequence[Entry], n: int, *, reference: bool = True,
+            progress: bool = False, report: Callable[[str], None] = print) -> tuple[list[Row], list[dict[str, Any]], list[Tensor]]:
+    """Sample by every method and measure; lines go to ``report`` as they come. Returns the rows (the floor is the last), a record of
+    each method, and its samples.
+
+    A distance of samples fluctuates by a third. Hence the floor is a mean over ``FLOORS`` draws of fresh data (where data have no
+    end), and the reference, an accurate solution of the network's probability-flow ODE, is drawn ``REFERENCES`` times from other
+    seeds than the methods': a method's distance is the mean over them, the floor of that column the mean over their pairs. (The SDEs
+    share the ODE's law, but for the network's own error.) Standard errors are those of one distance.
+    """
+    sde, score, shape = trained.sde, trained.score, (n, *dataset.event)
+    held, fresh = dataset.held_out(n), [dataset.fresh(n, k) for k in range(1 if dataset.limit else FLOORS)]
+    fine = [Entry.parse(REFERENCE).draw(sde, score, shape, job.seed + 1 + k, progress=progress).x
+            for k in range(REFERENCES if reference else 0)]
+    against = lambda x: _mean([metrics.sliced_w2(x, y) for y in fine]) if fine else None
+    rows, records, drawn = [], [], []
+    width = max(len(label) for label in (FLOOR, *(entry.label for entry in entries)))
+    report(_head(width))
+    for entry in entries:
+        start = time.perf_counter()
+        info = entry.draw(sde, score, shape, job.seed, progress=progress)
+        seconds = time.perf_counter() - start
+        row = Row(entry.label, len(info.times) - 1, info.nfe, seconds, metrics.sliced_w2(info.x, held),
+                  metrics.energy_distance(info.x, held), against(info.x))
+        rows.append(row)
+        drawn.append(info.x)
+        records.append(_record(row) | {"method": entry.method.name, "solver": repr(entry.method.solver), "eta": _plain(entry.method.eta),
+                                       "seed": job.seed, "explain": info.explain, "times": list(info.times)})
+        report(row.line(width))
+    rows.append(Row(FLOOR, None, None, None, _mean([metrics.sliced_w2(x, held) for x in fresh]),
+                    metrics.energy_distance(fresh[0], held),
+                    _mean([metrics.sliced_w2(x, y) for x, y in itertools.combinations(fine, 2)]) if fine else None))
+    report(rows[-1].line(width))
+    return rows, records, drawn
+
+
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
+    return Estimate(*(sum(v) / len(v) for v in zip(*estimates)))
+
+
+def _record(row: Row) -> dict[str, Any]:
+    return {k: v._asdict() if isinstance(v, Estimate) else v for k, v in dataclasses.asdict(row).items()}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str)) else repr(value)
+
+
+def run(job: Job, out: Path, dataset: Dataset, entries: Sequence[Entry], n: int, *, reference: bool = True, pictures: bool = True,
+        progress: bool = False, report: Callable[[str], None] = print) -> list[Row]:
+    """The whole of `sdediff compare`, in a folder that ``prepare`` made: train or go on, sample, measure, draw, write metrics.json."""
+    start = time.perf_counter()
+    n = min(n, dataset.limit or n)
+    trained = train(job, out, dataset, progress=progress)
+    after_training = time.perf_counter()
+    rows, records, drawn = compare(job, trained, dataset, entries, n, reference=reference, progress=progress, report=report)
+    after_sampling = time.perf_counter()
+    if pictures:
+        draw_pictures(job, out, dataset, trained, entries, rows, drawn)
+    seconds = {"training": after_training - start, "sampling": after_sampling - after_training,
+               "pictures": time.perf_counter() - after_sampling}
+    document = {"versions": versions(), "data": job.data, "n": n, "seed": job.seed, "sde": repr(trained.sde), "seconds": seconds,
+                "threads": torch.get_num_threads(), "training": {"steps": len(trained.losses), "loss": float(trained.losses[-500:].mean()),
+                                                                 "parameters": sum(p.numel() for p in trained.network.parameters())},
+                "units": "the network's: standardised coordinates of a table, a toy's own, pixels in [-1, 1]",
+                "floor": _record(rows[-1]), "methods": records,
+                "reference": REFERENCE if reference else None}
+    _write(out / METRICS, json.dumps(document, indent=1) + "\n")
+    report(f"{out}: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()) + "; " + ", ".join(sorted(p.name for p in out.iterdir())))
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """Of what the numbers depend on."""
+    from . import __version__
+    return {"sdediff": __version__, "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
+
+
+def draw_pictures(job: Job, out: Path, dataset: Dataset, trained: training.Trained, entries: Sequence[Entry], rows: Sequence[Row],
+                  drawn: Sequence[Tensor]) -> None:
+    """samples.png, forward.png, score.png and trajectory.gif."""
+    sde, score, held = trained.sde, trained.score, dataset.held_out(min(4000, dataset.limit or 4000))
+    panels = [plots.Panel("data", dataset.restore(dataset.held_out(len(drawn[0]))), "held out")]
+    for row, x in zip(rows, drawn):
+        panels.append(plots.Panel(row.label, dataset.restore(x), f"NFE {row.nfe}   $W_2$ {row.sliced_w2.value:.3f}", row.sliced_w2))
+    plots.samples(panels, floor=rows[-1].sliced_w2, axes=dataset.axes).savefig(out / "samples.png")
+
+    start = dataset.train[:4000 if not dataset.is_image else 600]
+    path = sampling.simulate(sde, start, times=_times(sde), seed=job.seed)
+    plots.forward(sde, path.times, path.x).savefig(out / "forward.png")
+
+    noise = torch.randn(held.shape, generator=torch.Generator().manual_seed(job.seed))
+    exact = dataset.target.score if dataset.target is not None else None
+    plots.score_field(sde, score, held, noise, exact=exact).savefig(out / "score.png")
+
+    shown = sorted({0, math.ceil((len(entries) - 1) / 2), len(entries) - 1})
+    tracks = []
+    for k in shown:
+        info = entries[k].draw(sde, score, (64 if dataset.is_image else 600, *dataset.event), job.seed, record=True)
+        if info.trajectory is not None:
+            tracks.append(plots.Track(f"{entries[k].label}, NFE {info.nfe}", info.times, info.trajectory))
+    plots.trajectory(out / "trajectory.gif", sde, tracks, held)
+
+
+def _times(sde: SDE, steps: int = 200) -> list[float]:
+    """Times for a picture of the forward process: a chain's knots, else equal steps, quadratic where t is sigma itself."""
+    if sde.knots is not None:
+        return sorted({float(round(sde.knots * k / steps)) for k in range(steps + 1)})
+    power = 3 if sde.t_max > 2 else 1
+    return [sde.t_max * (k / steps)**power for k in range(steps + 1)]
+
+
+def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *, overwrite: bool = False, progress: bool = False) -> Path:
+    """Draw n samples from a trained run, in the units of its data, into a .npy or .csv file; returns its path."""
+    import numpy as np
+    config, checkpoint, score = read(run)
+    dataset = load(config["data"], seed=config.get("seed", 0))
+    path = out or run / "samples" / f"{entry.label.replace(':', '-').replace('/', '-')}-seed{seed}.npy"
+    if path.suffix not in (".npy", ".csv"):
+        raise ValueError(f"out='{path}': expected a file that ends in .npy or .csv.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"out='{path}' exists; --overwrite replaces it, or choose another name.")
+    info = entry.draw(checkpoint.sde, score, (n, *dataset.event), seed, progress=progress)
+    x = dataset.restore(info.x).numpy()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, x, allow_pickle=False)
+    else:
+        np.savetxt(path, x.reshape(n, -1), delimiter=",", fmt="%.8g", header=",".join(dataset.axes).replace("$", ""), comments="")
+    return path

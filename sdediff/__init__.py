@@ -1,7 +1,7 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
 from . import grids, random, solvers
 from .equation import ReverseSDE
-from .methods import Method, method, methods
+from .recipes import Method, method, methods
 from .sampling import Path, SampleInfo, encode, iterate, sample, sample_info, simulate
 from .score import NetworkError, Prediction, from_network, from_score
 from .sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, NoiseLevel, RectifiedFlow, SubVPSDE

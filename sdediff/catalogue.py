@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .methods import Method, describe, methods
-from .methods import method as as_method
+from .recipes import Method, describe, methods
+from .recipes import method as as_method
 from .sampling import count_calls
 from .sde import SDE, VPSDE
 from .solvers import Start, table

@@ -21,7 +21,7 @@ EXAMPLES = """examples:
   sdediff compare --data digits                the real 8x8 digits
   sdediff compare --data points.csv            your own points, one a row
   sdediff sample runs/two-moons --method heun  draw more from a trained run, without training again
-  sdediff methods                              every method, one line each
+  sdediff methods                              every method with its measured order; methods NAME: its coefficients
   sdediff compare --help                       every option"""
 COMPARE = """examples:
   sdediff compare --data pinwheel --methods ddim heun dpm++2m --out runs/pinwheel
@@ -37,6 +37,12 @@ TRAIN = """example:
 SAMPLE = """examples:
   sdediff sample runs/two-moons --method dpm++2m --steps 15 --n 10000 --seed 7
   sdediff sample runs/two-moons --method ddim:eta=0.5 --nfe 20 --out points.csv"""
+
+
+METHODS = """examples:
+  sdediff methods                      the catalogue
+  sdediff methods dpm++2m              its coefficients on three steps
+  sdediff methods unipc-3 --steps 5 --process edm --predicts x0"""
 
 
 class _Usage(Exception):
@@ -58,11 +64,10 @@ def _parsers(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, ArgumentPar
     from . import __version__
     parser = _Parser(prog="sdediff", description=ABOUT, epilog=EXAMPLES, formatter_class=_Help, usage="sdediff COMMAND [options]",
                      version=__version__)
-    listing = _Parser(description="List every method with its options.", formatter_class=_Help, usage="sdediff methods")
     each = {"compare": (_compare_parser(argv), "train, sample by several methods, measure, draw"),
             "train": (_train_parser(argv), "train only"),
             "sample": (_sample_parser(), "draw samples from a trained run"),
-            "methods": (_common(listing), "list the methods")}
+            "methods": (_methods_parser(), "the catalogue of methods, and what each one computes")}
     commands = parser.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
     for name, (sub, text) in each.items():
         commands.add_subcommand(name, sub, help=text)
@@ -142,6 +147,18 @@ def _sample_parser() -> ArgumentParser:
     parser.add_argument("--out", type=str | None, default=None, help="a .npy or .csv file (default: RUN/samples/METHOD-SEED.npy)")
     parser.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
     return _common(parser, progress=True)
+
+
+def _methods_parser() -> ArgumentParser:
+    parser = _Parser(description="The catalogue: every method with its declared order and, in brackets, the measured one. With a name: its "
+                     "options and its coefficients, read off its step.", epilog=METHODS, formatter_class=_Help,
+                     usage="sdediff methods [NAME] [options]")
+    parser.add_argument("name", type=str | None, nargs="?", default=None, metavar="NAME", help="a method")
+    parser.add_argument("--steps", type=int, default=3, help="of the coefficients' grid")
+    parser.add_argument("--process", type=str, default="vp", help="of the coefficients: vp, sub-vp, cosine, ve, edm, flow or ddpm")
+    parser.add_argument("--predicts", type=str, default="eps", help="what the network's outputs D are")
+    parser.add_argument("--measure", type=str | None, default=None, metavar="FILE", help="measure every order anew and write them as JSON")
+    return _common(parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -224,12 +241,17 @@ def _sample(chosen: Namespace, parser: ArgumentParser) -> int:
 
 
 def _methods(chosen: Namespace, parser: ArgumentParser) -> int:
-    from .methods import describe, methods, options
-    names = methods()
-    width = max(map(len, names)) + 2
-    for name in names:
-        choices = ", ".join(f"{k}={v}" for k, v in options(name).items())
-        print(f"{name:<{width}}{describe(name)}" + (f"\n{'':<{width}}options: {choices}" if choices else ""))
+    from . import catalogue
+    from .recipes import describe, options
+    from .sde import process
+    if chosen.measure is not None:
+        catalogue.write_measurements(chosen.measure)
+    if chosen.name is None:
+        print(catalogue.report())
+        return 0
+    choices = ", ".join(f"{k}={v!r}" for k, v in options(chosen.name).items())
+    print(f"{chosen.name}: {describe(chosen.name)}\noptions: {choices or 'none'}\n")
+    print(catalogue.tableau(chosen.name, process(chosen.process), steps=chosen.steps, predicts=chosen.predicts))
     return 0
 
 

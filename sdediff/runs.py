@@ -28,9 +28,9 @@ from torch import Tensor
 from . import metrics, nets, plots, sampling, training
 from .contracts import choice
 from .data import Dataset, load
-from .methods import Method
-from .methods import method as as_method
 from .metrics import Estimate
+from .recipes import Method
+from .recipes import method as as_method
 from .score import NetworkScore, from_network
 from .sde import SDE, process
 from .training import TrainingConfig
@@ -38,7 +38,8 @@ from .training import TrainingConfig
 CONFIG, CHECKPOINT, METRICS = "config.yaml", "checkpoint.safetensors", "metrics.json"
 # Steps where none are asked for: enough that a method's own error is small beside the noise of 4000 samples.
 STEPS = {"euler-maruyama": 300, "reverse-diffusion": 300, "torchsde-euler": 300, "pc": 150, "ddpm": 200, "dpm++2m-sde": 100,
-         "sde-heun": 100, "euler": 100, "ddim": 100, "midpoint": 30, "heun": 30, "rk4": 20, "dpm++2m": 30, "scipy-rk45": 1}
+         "sde-heun": 100, "euler": 100, "ddim": 100, "dpm-solver-1": 100, "eab-1": 100, "deis-1": 100, "rosenbrock-1": 100,
+         "ancestral": 100, "rk4": 20, "dpm-solver-3": 20, "dpm++3s": 20, "langevin": 500, "annealed-langevin": 15, "mala": 300, "scipy-rk45": 1}
 REFERENCE, REFERENCES, FLOORS = "eab-3:steps=60", 3, 8
 DEFAULT_METHODS = ("euler-maruyama", "pc", "ddpm", "ddim", "heun", "dpm++2m")
 _TRAINED = ("data", "process", "process_options", "predicts", "time_input", "network", "training", "seed")

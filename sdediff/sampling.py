@@ -14,9 +14,9 @@ from . import contracts, random
 from .equation import ReverseSDE
 from .grids import checked
 from .grids import grid as as_grid
-from .methods import Method
-from .methods import method as as_method
 from .random import BrownianPath, Noise, quadratic_variation
+from .recipes import Method
+from .recipes import method as as_method
 from .score import NetworkError, Prediction, Score
 from .sde import SDE, NoiseLevel, transition
 from .solvers import Solver, State
@@ -76,7 +76,7 @@ class _Watched:
             if value.shape != x.shape:
                 raise NetworkError(f"{self._name} returned {name} of shape {tuple(value.shape)} ({where}); expected {tuple(x.shape)}.")
             if x.device.type == "cpu":
-                if not math.isfinite(value.sum()) and not bool(torch.isfinite(value).all()):
+                if not math.isfinite(value.detach().sum()) and not bool(torch.isfinite(value).all()):
                     raise self._not_finite(name, value, where)
             else:
                 self._pending.append((f"{name}|{where}", torch.isfinite(value).all()))

@@ -212,3 +212,14 @@ def test_python_m_sdediff_and_a_cheap_import():
     assert sdediff.__version__ in out.stdout
     heavy = "import sys, sdediff.cli; print([m for m in ('matplotlib', 'sklearn', 'scipy.stats', 'torchsde', 'PIL') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_the_catalogue_and_the_coefficients_of_a_method(capsys):
+    assert main(["methods"]) == 0
+    text = capsys.readouterr().out
+    assert "dpm++3m" in text and "order (measured)" in text
+    assert main(["methods", "unipc-3", "--steps", "2", "--process", "edm", "--predicts", "x0"]) == 0
+    text = capsys.readouterr().out
+    assert "kernel='bh2'" in text and "unipc-3 on EDMSDE, 2 steps" in text and "D2 = x0(" in text
+    assert main(["methods", "mala"]) == 2 and "no coefficient table" in capsys.readouterr().err
+    assert main(["methods", "dpm++2n"]) == 2 and "nearest: dpm++2s, dpm++2m" in capsys.readouterr().err

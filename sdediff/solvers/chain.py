@@ -25,7 +25,7 @@ from ..random import Noise, WhiteNoise
 from ..score import Prediction, Score
 from ..sde import SDE, NoiseLevel
 from .base import Solver, State
-from .rosenbrock import linearised
+from .rosenbrock import linearised, rows
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _with_covariance(eq: ReverseSDE, x: Any, t: NoiseLevel) -> tuple[Prediction,
     p, jacobian = linearised(eq, x, t)
     values, vectors = torch.linalg.eigh((jacobian + jacobian.mT) / 2 * (t.sigma**2 / t.alpha))
     root = vectors * values.clamp_min(0).sqrt()[:, None]
-    return p, lambda xi: (root @ (xi.flatten(1)[..., None])).view_as(xi)
+    return p, lambda xi: (root @ rows(xi)[..., None]).view_as(xi)
 
 
 def analytic_variance(sde: SDE, score: Score, data: Tensor, *, seed: int = 0) -> Callable[[NoiseLevel], float]:

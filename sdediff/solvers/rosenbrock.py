@@ -31,13 +31,18 @@ def linearised(eq: ReverseSDE, x: Tensor, t: NoiseLevel) -> tuple[Prediction, Te
     if not isinstance(x, Tensor):
         raise TypeError("this step reads the model's Jacobian: it is not linear in the state and has no coefficient table.")
     with torch.enable_grad():
-        p = eq.predict(x.detach().requires_grad_(), t)
-        x0 = p.x0.flatten(1)
+        p = eq.predict(x.detach().requires_grad_().clone(), t)      # a clone: a model's edit in place is then named
+        x0 = rows(p.x0)
         if not x0.requires_grad:                # a model that does not look at x, such as a point mass
             return p, x.new_zeros(*x0.shape, x0.shape[1])
-        rows = [torch.autograd.grad(x0[:, i].sum(), p.x, retain_graph=True, materialize_grads=True)[0].flatten(1)
-                for i in range(x0.shape[1])]
-    return Prediction(x, t, x0=p.x0.detach(), eps=p.eps.detach()), torch.stack(rows, 1)
+        slopes = [rows(torch.autograd.grad(x0[:, i].sum(), p.x, retain_graph=True, materialize_grads=True)[0])
+                  for i in range(x0.shape[1])]
+    return Prediction(x, t, x0=p.x0.detach(), eps=p.eps.detach()), torch.stack(slopes, 1)
+
+
+def rows(x: Tensor) -> Tensor:
+    """(B, *D) as (B, d); (B,) as (B, 1)."""
+    return x.flatten(1) if x.ndim > 1 else x[:, None]
 
 
 def exponential_action(a: Tensor, y: Tensor, b: list[Tensor]) -> Tensor:
@@ -80,6 +85,8 @@ class Rosenbrock(Solver):
         return Prediction(p.x, p.level, eps=p.eps)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if t.lam == s.lam:
+            return state
         if not math.isfinite(s.lam - t.lam):
             p = eq.predict(state.x, t)
             return State(infinite_step(p, s, None), (), p)
@@ -87,9 +94,9 @@ class Rosenbrock(Solver):
         h = s.sigma / s.alpha - t.sigma / t.alpha
         j = t.alpha / t.sigma * (torch.eye(slope.shape[1]).to(slope) - t.alpha * slope)           # d eps/dy = alpha d eps/dx
         memory = ((t, self.remember(p)), *state.memory)[:self.nodes]
-        remainders = [q.eps.flatten(1) - (j @ (q.x / m.alpha).flatten(1)[..., None])[..., 0] for m, q in memory]
+        remainders = [rows(q.eps) - (j @ rows(q.x / m.alpha)[..., None])[..., 0] for m, q in memory]
         places = np.array([(m.sigma / m.alpha - t.sigma / t.alpha) / h for m, _ in memory])
         basis = np.linalg.inv(np.vander(places, increasing=True))                            # monomial coefficients of the Lagrange basis
         c = [sum(float(w) * r for w, r in zip(row, remainders)) for row in basis]
-        y = exponential_action(h * j, (state.x / t.alpha).flatten(1), [h * math.factorial(k) * c_k for k, c_k in enumerate(c)])
+        y = exponential_action(h * j, rows(state.x / t.alpha), [h * math.factorial(k) * c_k for k, c_k in enumerate(c)])
         return State(s.alpha * y.view_as(state.x), memory[:self.nodes - 1], p)

@@ -27,9 +27,9 @@ from torch import Tensor
 from .. import random
 from ..equation import ReverseSDE
 from ..grids import Grid, LogSNR
-from ..methods import Method
-from ..methods import method as as_method
 from ..random import Noise
+from ..recipes import Method
+from ..recipes import method as as_method
 from ..sampling import iterate
 from ..score import Prediction
 from ..sde import SDE, VPSDE, NoiseLevel

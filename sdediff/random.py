@@ -128,7 +128,7 @@ class Tiles:
 
     def _tiles(self, stream: tuple[int, ...], block: int) -> Tensor:
         digests = [_digest(seed, samples, block, *stream) for seed, samples in self.keys]
-        z = torch.empty(len(self.keys), self.samples * self.labels * math.prod(self.event), device=self.where)
+        z = torch.empty(len(self.keys), self.samples * self.labels * math.prod(self.event), dtype=torch.float32, device=self.where)
         generator = torch.Generator(self.where)
         for tile, digest in zip(z.unbind(), digests):
             tile.normal_(generator=generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True)))

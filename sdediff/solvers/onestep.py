@@ -52,6 +52,8 @@ class ReverseDiffusion(Solver):
     x_s = (2 - A) x + (1 + eta^2)/2 G^2 score + eta G u. Song et al. 2021, eq. 46. Weak order 1."""
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if s.t > t.t:
+            raise ValueError(f"t={t.t:g}, s={s.t:g}: reverse diffusion undoes forward steps; expected s <= t (to encode, take 'heun').")
         (a, g), eta = transition(t, s), eq.eta_at(t)
         x = (2 - a) * state.x + (1 + eta**2) / 2 * g**2 * eq.predict(state.x, t).score
         return State(x + eta * g * noise.unit(t, s) if eta else x)                           # type: ignore[union-attr]

@@ -30,14 +30,17 @@ def linearised(eq: ReverseSDE, x: Tensor, t: NoiseLevel) -> tuple[Prediction, Te
     """The prediction at (x, t), and the Jacobian d x0/dx of every sample, (B, d, d)."""
     if not isinstance(x, Tensor):
         raise TypeError("this step reads the model's Jacobian: it is not linear in the state and has no coefficient table.")
+    tracked = torch.is_grad_enabled() and x.requires_grad       # then gradients flow through the Jacobian too
     with torch.enable_grad():
-        p = eq.predict(x.detach().requires_grad_().clone(), t)      # a clone: a model's edit in place is then named
+        start = x if tracked else x.detach().requires_grad_()
+        p = eq.predict(start.clone(), t)        # a clone: a model's edit in place is then named
         x0 = rows(p.x0)
         if not x0.requires_grad:                # a model that does not look at x, such as a point mass
             return p, x.new_zeros(*x0.shape, x0.shape[1])
-        slopes = [rows(torch.autograd.grad(x0[:, i].sum(), p.x, retain_graph=True, materialize_grads=True)[0])
+        slopes = [rows(torch.autograd.grad(x0[:, i].sum(), p.x, retain_graph=True, create_graph=tracked, materialize_grads=True)[0])
                   for i in range(x0.shape[1])]
-    return Prediction(x, t, x0=p.x0.detach(), eps=p.eps.detach()), torch.stack(slopes, 1)
+    x0, eps = (p.x0, p.eps) if tracked else (p.x0.detach(), p.eps.detach())
+    return Prediction(x, t, x0=x0, eps=eps), torch.stack(slopes, 1)
 
 
 def rows(x: Tensor) -> Tensor:

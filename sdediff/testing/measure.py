@@ -260,7 +260,8 @@ def strong_convergence(method: str | Method, problem: Problem, *, t_start: float
     noise = build(seed + 2, tuple(x.shape))
 
     def end(recipe: Method, n: int) -> Tensor:
-        *_, state = iterate(ReverseSDE(sde, problem.target.score, recipe.eta), recipe.solver, x, sde.levels(grid(sde, n, t_start, t_end)), noise)
+        eq, levels = ReverseSDE(sde, problem.target.score, recipe.eta), sde.levels(grid(sde, n, t_start, t_end))
+        *_, state = iterate(eq, recipe.solver, x, levels, noise)
         return state.x
 
     fine = end(as_method(reference or method), finest)

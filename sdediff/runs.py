@@ -39,7 +39,8 @@ CONFIG, CHECKPOINT, METRICS = "config.yaml", "checkpoint.safetensors", "metrics.
 # Steps where none are asked for: enough that a method's own error is small beside the noise of 4000 samples.
 STEPS = {"euler-maruyama": 300, "reverse-diffusion": 300, "torchsde-euler": 300, "pc": 150, "ddpm": 200, "dpm++2m-sde": 100,
          "sde-heun": 100, "euler": 100, "ddim": 100, "dpm-solver-1": 100, "eab-1": 100, "deis-1": 100, "rosenbrock-1": 100,
-         "ancestral": 100, "rk4": 20, "dpm-solver-3": 20, "dpm++3s": 20, "langevin": 500, "annealed-langevin": 15, "mala": 300, "scipy-rk45": 1}
+         "ancestral": 100, "rk4": 20, "dpm-solver-3": 20, "dpm++3s": 20, "langevin": 500,
+         "annealed-langevin": 15, "mala": 300, "scipy-rk45": 1}
 REFERENCE, REFERENCES, FLOORS = "eab-3:steps=60", 3, 8
 DEFAULT_METHODS = ("euler-maruyama", "pc", "ddpm", "ddim", "heun", "dpm++2m")
 _TRAINED = ("data", "process", "process_options", "predicts", "time_input", "network", "training", "seed")

@@ -9,7 +9,23 @@ from scipy.integrate import quad
 from scipy.linalg import expm
 
 from sdediff import VESDE, VPSDE, Prediction, ReverseSDE, grids, iterate, method, random, sample
-from sdediff.solvers import DDIM, EULER, IPNDM, AdamsBashforth, Ancestral, Exploded, Exponential, Langevin, Rosenbrock, SingleStep, State, UniPC, analytic_variance, dpm_solver, table
+from sdediff.solvers import (
+    DDIM,
+    EULER,
+    IPNDM,
+    AdamsBashforth,
+    Ancestral,
+    Exploded,
+    Exponential,
+    Langevin,
+    Rosenbrock,
+    SingleStep,
+    State,
+    UniPC,
+    analytic_variance,
+    dpm_solver,
+    table,
+)
 from sdediff.solvers.multistep import lagrange_integrals
 from sdediff.solvers.rosenbrock import exponential_action
 from sdediff.testing import affine_law, converge, gaussian_problem, mixture_problem
@@ -110,7 +126,7 @@ def test_t_deis_weights_against_quadrature(nodes):
     kappa_slope = lambda u: SDE.at(u).g2 / (2 * SDE.at(u).sigma * SDE.at(u).alpha)        # d(kappa)/dt
     for j, value in enumerate(w):
         basis = lambda u, j=j: math.prod((u - n) / (nodes[j] - n) for i, n in enumerate(nodes) if i != j)
-        assert value == pytest.approx(quad(lambda u: basis(u) * kappa_slope(u), nodes[0], 0.4, epsabs=0, epsrel=1e-13)[0], rel=1e-11)
+        assert value == pytest.approx(quad(lambda u, basis=basis: basis(u) * kappa_slope(u), nodes[0], 0.4, epsabs=0, epsrel=1e-13)[0], rel=1e-11)
     assert lagrange_integrals([0.0, 1.0], lambda y: y, 0.0, 2.0) == pytest.approx([0.0, 2.0])
 
 

@@ -8,7 +8,23 @@ import torch
 from scipy import stats
 
 import sdediff
-from sdediff import VPSDE, EDMSDE, Prediction, RectifiedFlow, VESDE, encode, from_network, from_score, grids, method, methods, random, sample, sample_info, simulate
+from sdediff import (
+    EDMSDE,
+    VESDE,
+    VPSDE,
+    Prediction,
+    RectifiedFlow,
+    encode,
+    from_network,
+    from_score,
+    grids,
+    method,
+    methods,
+    random,
+    sample,
+    sample_info,
+    simulate,
+)
 from sdediff.targets import Gaussian
 from sdediff.testing import gaussian_problem, mixture_problem
 
@@ -363,6 +379,6 @@ def test_the_same_code_runs_on_cuda():
         assert x.device.type == "cuda" and torch.isfinite(x).all()
         part = sample(SDE, SCORE, shape=(4, 2), method=name, steps=5, seed=0, device="cuda")
         assert torch.equal(part[:2], sample(SDE, SCORE, shape=(2, 2), method=name, steps=5, seed=0, device="cuda"))
+    calls = iter(range(9))
     with pytest.raises(sdediff.NetworkError, match="call 2"):
-        calls = iter(range(9))
         sample(SDE, from_network(lambda x, c: x * (NAN if next(calls) == 1 else 0.1)), shape=(2, 2), method="ddim", steps=4, seed=0, device="cuda")

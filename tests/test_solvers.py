@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from sdediff import Prediction, RectifiedFlow, ReverseSDE, VPSDE, grids, iterate, method, random, sample
+from sdediff import VPSDE, Prediction, RectifiedFlow, ReverseSDE, grids, iterate, method, random, sample
 from sdediff.sampling import count_calls
 from sdediff.solvers import DDIM, EULER, HEUN, Chain, EulerMaruyama, Exploded, Exponential, Langevin, Start, TorchSDE, started, table
 from sdediff.solvers.exponential import moments, weights
@@ -190,7 +190,7 @@ def test_scipy_returns_the_exact_flow():
 @pytest.mark.parametrize("z", [1e-12, 1e-6, 1e-2, 0.5, 0.999, 1.0, 3.0, 30.0, -1e-3, -0.7, -2.0, -8.0])
 def test_moments_of_the_kernel(z):
     for k, m in enumerate(moments(z, 4)):
-        exact = quad(lambda v: z * math.exp(-z * (1 - v)) * v**k, 0, 1, epsabs=0, epsrel=1e-13)[0]
+        exact = quad(lambda v, k=k: z * math.exp(-z * (1 - v)) * v**k, 0, 1, epsabs=0, epsrel=1e-13)[0]
         assert m == pytest.approx(exact, rel=1e-11)
 
 
@@ -201,7 +201,7 @@ def test_weights_integrate_polynomials_exactly(nodes, q):
     w = weights(nodes, h, q)
     assert sum(w) == pytest.approx(-math.expm1(-q * h), rel=1e-13)
     for k in range(len(nodes)):
-        exact = quad(lambda u: q * math.exp(-q * (h - u)) * u**k, 0, h, epsabs=0, epsrel=1e-13)[0]
+        exact = quad(lambda u, k=k: q * math.exp(-q * (h - u)) * u**k, 0, h, epsabs=0, epsrel=1e-13)[0]
         assert sum(w_j * u**k for w_j, u in zip(w, nodes)) == pytest.approx(exact, rel=1e-11, abs=1e-16)
 
 

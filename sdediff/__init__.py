@@ -1,5 +1,5 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
-from . import grids, random, solvers
+from . import grids, random, solvers, targets
 from .equation import ReverseSDE
 from .recipes import Method, method, methods
 from .sampling import Path, SampleInfo, encode, iterate, sample, sample_info, simulate
@@ -35,5 +35,5 @@ __all__ = [
     "sample",
     "sample_info",
     "simulate",
-    "solvers",
+    "solvers", "targets",
 ]

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -107,7 +108,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory."""
     recipe, eq, watched = _prepare(sde, score, method, conditions, options)
     times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)
-    levels = sde.levels(times)
+    levels, few = sde.levels(times), len(times) - 1 <= recipe.solver.remembers
     if (shape is None) == (x_init is None):
         raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
                          "from the prior, x_init= starts from a state at the first time of the grid.")
@@ -123,6 +124,9 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
         size, device, dtype = tuple(start.shape), start.device, start.dtype
     inner = dtype if dtype in (torch.float32, torch.float64) else torch.float32           # half precision integrates in float32
     _check_conditions(conditions, size[0])
+    if few:
+        warnings.warn(f"steps={len(times) - 1}: {recipe.name} has its order from {recipe.solver.remembers + 1} steps on, when it remembers "
+                      f"{recipe.solver.remembers} evaluations; these steps use the ones that there are, at lower order.", stacklevel=3)
 
     draws = start is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
     source, used = (_noise(noise, seed, size, inner, device, eq, levels) if draws else (None, None))
@@ -144,7 +148,8 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     eta = "a function" if callable(recipe.eta) else recipe.eta
     explain = (f"{recipe.name}: {type(recipe.solver).__name__} on {type(sde).__name__}, eta={eta}, {len(times) - 1} steps from "
                f"t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), {watched.calls} "
-               f"network calls, {inner} state" + (f" returned as {dtype}" if inner != dtype else ""))
+               f"network calls, {inner} state" + (f" returned as {dtype}" if inner != dtype else "")
+               + ("; too few steps for the method's full order" if few else ""))
     return SampleInfo(x, watched.calls, tuple(times), torch.stack(trajectory) if record else None, explain, used)
 
 

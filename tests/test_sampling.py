@@ -210,6 +210,13 @@ def test_sample_info_tells_what_ran():
     assert "heun" in info.explain and "VPSDE" in info.explain and "10 network calls" in info.explain
 
 
+def test_too_few_steps_for_an_order_are_said_to_be_so():
+    with pytest.warns(UserWarning, match=r"steps=2: eab-4 has its order from 4 steps on.*at lower order"):
+        info = sample_info(SDE, SCORE, shape=(2, 2), method="eab-4", steps=2, seed=0)
+    assert "too few steps" in info.explain
+    assert "too few steps" not in sample_info(SDE, SCORE, shape=(2, 2), method="eab-4", steps=4, seed=0).explain
+
+
 # -- encode ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name, order", [("heun", 2), ("ddim", 1), ("dpm++2m", 2), ("rk4", 4)])
 def test_the_round_trip_error_falls_at_the_order(name, order):

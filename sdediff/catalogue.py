@@ -21,8 +21,9 @@ FILE = "orders.json"
 
 
 class Entry(NamedTuple):
-    """One method: ``order`` on the probability-flow ODE and ``weak`` on the SDE, declared (None: it has none); ``measured`` and
-    ``measured_weak``, None where not measured; ``calls`` of the network a step; ``memory``, evaluations remembered."""
+    """One method: ``order`` on the probability-flow ODE and ``weak`` on the SDE, declared (None: it has none); ``strong``, the order path
+    by path on a shared Brownian path; each with its measured value, None where not measured; ``calls`` of the network a step;
+    ``memory``, evaluations remembered."""
 
     name: str
     family: str
@@ -31,9 +32,12 @@ class Entry(NamedTuple):
     measured: float | None
     weak: int | None
     measured_weak: float | None
+    strong: int | None
+    measured_strong: float | None
     calls: float
     memory: int
     summary: str
+    reference: str
 
 
 def _recipe(name: str) -> Method:
@@ -52,16 +56,20 @@ def _facts(name: str) -> dict[str, Any]:
     calls = (count_calls(recipe, sde, grid(sde, 12)) - count_calls(recipe, sde, grid(sde, 8))) / 4 if fixed else math.nan
     return {"family": type(solver).__module__.rsplit(".", 1)[-1], "stochastic": stochastic,
             "order": None if stochastic else recipe.solver.order,
-            "weak": recipe.solver.weak_order if stochastic else None, "calls": calls, "memory": recipe.solver.remembers}
+            "weak": recipe.solver.weak_order if stochastic else None, "calls": calls, "memory": recipe.solver.remembers,
+            "strong": recipe.solver.strong_order if stochastic else None}
 
 
 def measure(name: str) -> dict[str, float]:
     """The measured orders of a method: on the probability flow (the worst over both problems, from t_max and from mid-trajectory), or
-    the weak order by the affine probe. Empty where the method declares none."""
-    from .testing import MIDWAY, converge, gaussian_problem, mixture_problem, weak_convergence
+    the weak order by the affine probe and the strong order on a shared Brownian path. Empty where the method declares none."""
+    from .testing import MIDWAY, converge, gaussian_problem, mixture_problem, strong_convergence, weak_convergence
     facts, recipe = _facts(name), _recipe(name)
     if facts["stochastic"]:
-        return {"weak": round(weak_convergence(recipe).order, 3)} if facts["weak"] else {}
+        found = {"weak": weak_convergence(recipe).order} if facts["weak"] else {}
+        if facts["strong"]:
+            found["strong"] = strong_convergence(recipe, gaussian_problem(), steps=(16, 32, 64, 128), finest=1024).order
+        return {k: round(v, 3) for k, v in found.items()}
     if facts["order"] is None:
         return {}
     runs = [converge(recipe, problem(), t_start=t) for problem in (gaussian_problem, mixture_problem) for t in (1.0, MIDWAY)]
@@ -85,18 +93,20 @@ def catalogue() -> list[Entry]:
     found, entries = measured(), []
     for name in methods():
         facts, seen = _facts(name), found.get(name, {})
+        summary, _, reference = describe(name).removesuffix(").").rpartition(" (")
         entries.append(Entry(name, facts["family"], facts["stochastic"], facts["order"], seen.get("order"), facts["weak"], seen.get("weak"),
-                             facts["calls"], facts["memory"], describe(name)))
+                             facts["strong"], seen.get("strong"), facts["calls"], facts["memory"], summary, reference))
     return entries
 
 
 def report(entries: Iterable[Entry] | None = None) -> str:
     """The catalogue as an aligned table."""
     show = lambda declared, seen: "-" if declared is None else f"{declared} ({seen:.2f})" if seen is not None else str(declared)
-    rows = [("method", "family", "kind", "order (measured)", "weak (measured)", "calls/step", "memory", "what it is")]
+    rows = [("method", "family", "kind", "order (measured)", "weak", "strong", "calls/step", "memory", "what it is", "reference")]
     for e in entries or catalogue():
+        calls = "adaptive" if math.isnan(e.calls) else f"{e.calls:g}"
         rows.append((e.name, e.family, "SDE" if e.stochastic else "ODE", show(e.order, e.measured), show(e.weak, e.measured_weak),
-                     "adaptive" if math.isnan(e.calls) else f"{e.calls:g}", str(e.memory), e.summary))
+                     show(e.strong, e.measured_strong), calls, str(e.memory), e.summary, e.reference))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     return "\n".join("  ".join([cell.ljust(w) for cell, w in zip(row, widths)] + [row[-1]]).rstrip() for row in rows)
 

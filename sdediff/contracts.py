@@ -68,6 +68,22 @@ def state(name: str, x: Any, rank: int = 1) -> Tensor:
     return x
 
 
+def dtype(name: str, value: Any) -> torch.dtype:
+    """A floating dtype that states may have."""
+    if value not in INTEGRATED:
+        raise TypeError(f"{name}={value!r}: expected a floating dtype (float16, bfloat16, float32, float64).")
+    return value
+
+
+def device(name: str, value: Any) -> torch.device:
+    """A device that is there."""
+    try:
+        return torch.empty(0, device=value).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"{name}={value!r}: no such device here ({str(error).splitlines()[0]}); expected 'cpu'"
+                         + (" or 'cuda'." if torch.cuda.is_available() else ".")) from None
+
+
 def shape(name: str, value: Any) -> tuple[int, ...]:
     """A shape (B, ...): non-negative integers, the first is the batch."""
     try:

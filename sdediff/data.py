@@ -104,6 +104,10 @@ def _toy(name: str, seed: int) -> Dataset:
 
 def _points(name: str, train: Tensor, draw: Callable[[str, int], Tensor], axes: tuple[str, ...], limit: int) -> Dataset:
     mean, scale = train.double().mean(0), train.double().std(0)
+    if not bool((torch.isfinite(mean) & torch.isfinite(scale)).all()):
+        column = int((~(torch.isfinite(mean) & torch.isfinite(scale))).nonzero()[0])
+        raise ValueError(f"data={name!r}: the mean or spread of column {column + 1} overflows; expected numbers of moderate size "
+                         "(divide the column by a power of ten).")
     scale = torch.where(scale > 1e-12 * (1 + mean.abs()), scale, 1.0)         # a constant column stays where it is
     return Dataset(name, ((train - mean) / scale).float(), mean, scale, axes or _names(train.shape[1]), draw, limit)
 

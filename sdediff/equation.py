@@ -62,10 +62,12 @@ class ReverseSDE:
 
     def drift(self, x: Any, level: NoiseLevel) -> Any:
         """The bracket of (3), shaped as x. Finite at alpha = 0 for eta = 0 alone; eta > 0 raises ValueError there."""
-        p, churn = self.predict(x, level), self.eta_at(level)**2
+        churn = self.eta_at(level)**2
+        if churn:
+            self._refuse_alpha_zero(level)      # before the network is called
+        p = self.predict(x, level)
         if not churn:
             return p.velocity
-        self._refuse_alpha_zero(level)
         return p.velocity - 0.5 * churn * level.to(x).g2 * p.score
 
     def diffusion(self, level: NoiseLevel) -> Any:

@@ -102,7 +102,7 @@ def _recipe(name: Any) -> Callable[..., Method]:
 # -- the probability-flow ODE ---------------------------------------------------------------------------------------
 @_register("euler", "midpoint", "heun", "rk4")
 def _runge_kutta(name: str) -> Method:
-    """Explicit Runge-Kutta on the probability-flow ODE in t."""
+    """Explicit Runge-Kutta on the probability-flow ODE in t (Butcher 2016)."""
     return Method(name, {"euler": EULER, "midpoint": MIDPOINT, "heun": HEUN, "rk4": RK4}[name])
 
 
@@ -138,13 +138,13 @@ def _dpmpp_2m(name: str) -> Method:
 
 @_register("dpm++3m")
 def _dpmpp_3m(name: str, start: bool = True) -> Method:
-    """DPM-Solver++ 3M with the coefficients that make it third order."""
+    """DPM-Solver++ 3M with the coefficients that make it third order (Lu et al. 2022b; Hochbruck & Ostermann 2010)."""
     return _multistep(name, Exponential(3, "x0"), start)
 
 
 @_register("dpm++3m-published")
 def _dpmpp_3m_published(name: str) -> Method:
-    """DPM-Solver++ 3M as its official code has it: order 2, for compatibility."""
+    """DPM-Solver++ 3M as its official code has it, order 2, for compatibility (Lu et al. 2022b)."""
     return Method(name, Exponential(3, "x0", "published"), grid=LogSNR())
 
 
@@ -162,7 +162,7 @@ def _deis(name: str, variable: str = "t", start: bool = True) -> Method:
 
 @_register("ab-2", "ab-3", "ab-4")
 def _ab(name: str, start: bool = True) -> Method:
-    """Adams-Bashforth in the chart x/alpha, sigma/alpha (LMS)."""
+    """Adams-Bashforth in the chart x/alpha, sigma/alpha, also called LMS (Hairer, Norsett & Wanner 1993, III.5)."""
     return _multistep(name, AdamsBashforth(int(name[-1]), "rho"), start, Karras())
 
 
@@ -174,7 +174,7 @@ def _ipndm(name: str) -> Method:
 
 @_register("eab-1", "eab-2", "eab-3", "eab-4")
 def _eab(name: str, form: str = "eps", eta: Eta = 0.0, start: bool = True) -> Method:
-    """Exponential Adams-Bashforth, eps (or form='x0') interpolated in log-SNR, for any eta."""
+    """Exponential Adams-Bashforth, eps (or form='x0') interpolated in log-SNR, for any eta (Hochbruck & Ostermann 2010)."""
     return _multistep(name, Exponential(int(name[-1]), form), start, eta=eta)
 
 
@@ -186,7 +186,7 @@ def _rosenbrock(name: str, start: bool = True) -> Method:
 
 @_register("scipy-rk45")
 def _scipy(name: str, rtol: float = 1e-5, atol: float = 1e-5) -> Method:
-    """scipy's adaptive Runge-Kutta 4(5); the grid only lists output times."""
+    """scipy's adaptive Runge-Kutta 4(5); the grid only lists output times (Dormand & Prince 1980)."""
     return Method(name, SciPy("RK45", rtol, atol), grid=LogSNR())
 
 
@@ -211,7 +211,7 @@ def _sde_heun(name: str, eta: Eta = 1.0) -> Method:
 
 @_register("torchsde-euler")
 def _torchsde(name: str, eta: Eta = 1.0) -> Method:
-    """torchsde's Euler-Maruyama, one step per grid interval, on our noise."""
+    """torchsde's Euler-Maruyama, one step per grid interval, on our noise (Li et al. 2020)."""
     return Method(name, TorchSDE("euler"), eta)
 
 
@@ -229,9 +229,13 @@ def _ddpm(name: str, variance: Any = "posterior") -> Method:
 
 
 @_register("ancestral")
-def _ancestral(name: str, inner: str | Method = "edm-heun", eta: float = 1.0) -> Method:
-    """A one-step ODE method stepped below the level and lifted back by fresh noise (k-diffusion)."""
-    return Method(name, Ancestral(method(inner).solver, eta), grid=method(inner).grid)
+def _ancestral(name: str, inner: str | Method = "dpm++2s", eta: float = 1.0) -> Method:
+    """A one-step ODE method stepped below the level and lifted back by fresh noise (Karras et al. 2022; k-diffusion)."""
+    within = method(inner)
+    if within.eta != 0:
+        raise ValueError(f"inner={within.name!r}: it solves an SDE, eta={within.eta!r}; expected a deterministic one-step method, such as "
+                         "'dpm++2s', 'edm-heun' or 'ddim'.")
+    return Method(name, Ancestral(within.solver, eta), grid=within.grid)
 
 
 @_register("pc")
@@ -245,7 +249,7 @@ def _pc(name: str, predictor: str | Method = "reverse-diffusion", corrector: str
 
 @_register("langevin")
 def _langevin(name: str, snr: float = 0.16, steps_per_level: int = 1, rule: str = "level") -> Method:
-    """Unadjusted Langevin steps at each level in turn, without a predictor."""
+    """Unadjusted Langevin steps at each level in turn, without a predictor (Roberts & Tweedie 1996)."""
     return Method(name, Langevin(snr, steps_per_level, rule), grid=LogSNR())
 
 
@@ -269,4 +273,6 @@ def _langevin_steps(kind: str, snr: float, steps: int, rule: str, density: Any) 
 
 
 def _multistep(name: str, solver: Any, start: bool, grid: Grid | None = None, eta: Eta = 0.0) -> Method:
+    if not isinstance(start, bool):
+        raise TypeError(f"start={start!r}: expected True (the order holds from any starting time) or False (no extra network calls).")
     return Method(name, started(solver) if start else solver, eta, grid or LogSNR())

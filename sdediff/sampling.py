@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import contracts, random
 from .equation import ReverseSDE
-from .grids import checked
+from .grids import DDPM, checked
 from .grids import grid as as_grid
 from .random import BrownianPath, Noise, quadratic_variation
 from .recipes import Method
@@ -108,6 +108,10 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory."""
     recipe, eq, watched = _prepare(sde, score, method, conditions, options)
     times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)
+    if device is not None:
+        device = contracts.device("device", device)
+    if dtype is not None:
+        contracts.dtype("dtype", dtype)
     levels, few = sde.levels(times), len(times) - 1 <= recipe.solver.remembers
     if (shape is None) == (x_init is None):
         raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
@@ -115,15 +119,17 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     if x_init is None:
         size = contracts.shape("shape", shape)
         device, dtype = _where(score, device, dtype)
-        if dtype not in contracts.INTEGRATED:
-            raise TypeError(f"dtype={dtype}: expected a floating dtype (float16, bfloat16, float32, float64).")
         start = None
     else:
         start = contracts.state("x_init", x_init)
         start = start.to(device=device or start.device, dtype=dtype or start.dtype)
         size, device, dtype = tuple(start.shape), start.device, start.dtype
     inner = dtype if dtype in (torch.float32, torch.float64) else torch.float32           # half precision integrates in float32
-    _check_conditions(conditions, size[0])
+    _check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, size[0])
+    _check_noise(noise, seed, size, inner)
+    if callable(recipe.eta):
+        for level in levels:
+            eq.eta_at(level)
     if few:
         warnings.warn(f"steps={len(times) - 1}: {recipe.name} has its order from {recipe.solver.remembers + 1} steps on, when it remembers "
                       f"{recipe.solver.remembers} evaluations; these steps use the ones that there are, at lower order.", stacklevel=3)
@@ -229,6 +235,8 @@ def simulate(sde: SDE | None = None, x0: Tensor | None = None, *, steps: int | N
     own = drift is not None or diffusion is not None
     if own == (sde is not None):
         raise ValueError("simulate: give a process (sde), or both drift= and diffusion= callables; not both kinds.")
+    if sde is not None and not isinstance(sde, SDE):
+        raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
     if own and not (callable(drift) and callable(diffusion)):
         raise TypeError("drift, diffusion: expected two callables of (x, t), such as drift=lambda x, t: -x, diffusion=lambda x, t: 1.0.")
     if x0 is None:
@@ -251,6 +259,7 @@ def simulate(sde: SDE | None = None, x0: Tensor | None = None, *, steps: int | N
     levels = sde.levels(knots) if sde is not None else [NoiseLevel(t, 1.0, 0.0, 0.0, 0.0, 0.0) for t in knots]
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     x, path = x.to(inner), [x0]
+    _check_noise(noise, seed, tuple(x.shape), inner)
     source, _ = _noise(noise, seed, tuple(x.shape), inner, x.device, None, levels[::-1])
     with torch.no_grad():
         for k, (t, s) in enumerate(pairwise(levels)):
@@ -263,13 +272,20 @@ def simulate(sde: SDE | None = None, x0: Tensor | None = None, *, steps: int | N
             else:
                 a, b = _shaped("drift", drift(x, t.t), x), _shaped("diffusion", diffusion(x, t.t), x)  # type: ignore[misc]
                 x = x + (s.t - t.t) * a + b * step.increment(t, s)
+                if not bool(torch.isfinite(x).all()):
+                    raise ValueError(f"drift, diffusion: the path left the finite numbers between t={t.t:.6g} and t={s.t:.6g} (step {k}); "
+                                     "expected coefficients that are finite there, or smaller steps.")
             path.append(x.to(x0.dtype))
     return Path(torch.tensor(knots, dtype=torch.float64), torch.stack(path))
 
 
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1]))
+
+
 def _shaped(name: str, value: Any, x: Tensor) -> Any:
     if isinstance(value, Tensor):
-        fits = value.shape == x.shape if name == "drift" else torch.broadcast_shapes(value.shape, x.shape) == x.shape
+        fits = value.shape == x.shape if name == "drift" else _broadcasts(value.shape, x.shape)
         if not fits:
             raise ValueError(f"{name}(x, t) returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; expected {tuple(x.shape)}"
                              + (", or a shape that broadcasts to it." if name == "diffusion" else "."))
@@ -317,13 +333,14 @@ def _times(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None, g
         return build(eq.sde, steps, t_start, t_end)
     budget = contracts.integer("nfe", nfe, 1)
     calls = lambda n: count_calls(recipe, eq.sde, build(eq.sde, n, t_start, t_end))
-    if recipe.name.startswith("scipy"):
+    if recipe.solver.adaptive:
         raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= (output times) and rtol=.")
     low, high = 1, budget
     if calls(1) > budget:
         raise ValueError(f"nfe={nfe}: one step of {recipe.name} takes {calls(1)} network calls; expected nfe >= {calls(1)}.")
-    if eq.sde.knots and isinstance(build, type(recipe.default_grid(eq.sde))):
-        high = min(high, eq.sde.knots)
+    if isinstance(build, DDPM) and eq.sde.knots:           # no more steps than the span has knots
+        start, end = eq.sde.t_max if t_start is None else t_start, eq.sde.t_min if t_end is None else t_end
+        high = max(1, min(high, math.floor(start) - math.floor(end)))
     while low < high:                            # the most steps that fit: calls grow with steps
         n = (low + high + 1) // 2
         low, high = (n, high) if calls(n) <= budget else (low, n - 1)
@@ -357,12 +374,7 @@ def _noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype:
            eq: ReverseSDE | None, levels: Sequence[NoiseLevel]) -> tuple[Noise, int | tuple[int, ...] | None]:
     """The source of a run and the seed that reproduces it. ``levels`` run from noise to data."""
     if isinstance(noise, Noise):
-        if seed is not None:
-            raise ValueError("seed, noise: a noise source carries its own seed; leave seed out.")
-        if noise.shape != shape:
-            raise ValueError(f"noise is bound to shape {noise.shape}; expected {shape}, that of the state.")
         return noise, None
-    contracts.choice("noise", noise, ("white", "brownian", "clock"))
     if isinstance(seed, torch.Generator):
         if noise != "white":
             raise ValueError(f"noise={noise!r}: a Brownian path needs an integer seed, not a torch.Generator.")
@@ -378,6 +390,19 @@ def _noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype:
     clock = quadratic_variation(eq.eta)
     finite = [level for level in levels if math.isfinite(level.lam)]
     return BrownianPath(key, shape, span=(0.0, clock(finite[-1])), clock=clock, dtype=dtype, device=device), used
+
+
+def _check_noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """What can be refused of noise and seed, whether or not the run will draw."""
+    if isinstance(noise, Noise):
+        if seed is not None:
+            raise ValueError("seed, noise: a noise source carries its own seed; leave seed out.")
+        if noise.shape != shape or noise.dtype != dtype:
+            raise ValueError(f"noise is bound to shape {noise.shape} and {noise.dtype}; expected {shape} and {dtype}, those of the state.")
+        return
+    contracts.choice("noise", noise, ("white", "brownian", "clock"))
+    if seed is not None and not isinstance(seed, torch.Generator):
+        random.canonical_seed(seed, shape[0])
 
 
 def _check_conditions(conditions: Mapping[str, Any] | None, batch: int) -> None:

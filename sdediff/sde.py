@@ -30,6 +30,7 @@ from torch import Tensor
 
 from . import random
 from .contracts import choice, real
+from .contracts import dtype as checked_dtype
 from .contracts import shape as checked_shape
 
 Scalar = Any        # a float in a loop; a float64 tensor (B, 1, ..., 1) when times differ per sample
@@ -179,7 +180,7 @@ class SDE(abc.ABC):
     def prior(self, shape: Sequence[int], *, seed: random.Seed = None, dtype: torch.dtype | None = None,
               device: torch.device | str | None = None) -> Tensor:
         """Draws of x at t_max: (B, *D)."""
-        dtype, device = dtype or torch.get_default_dtype(), device or torch.get_default_device()
+        dtype, device = checked_dtype("dtype", dtype or torch.get_default_dtype()), device or torch.get_default_device()
         noise = random.source(seed, checked_shape("shape", shape), dtype=dtype, device=device)
         return self.prior_std() * noise.initial()
 
@@ -192,6 +193,8 @@ class SDE(abc.ABC):
 
     def _at(self, x: Tensor, t: float | Tensor) -> NoiseLevel:
         t = self._time(t)
+        if isinstance(t, Tensor) and t.shape not in ((1,), (len(x),)):
+            raise ValueError(f"t.shape={tuple(t.shape)} for a batch of {len(x)}; expected a number or one time per sample, ({len(x)},).")
         return self.at(t.reshape(-1, *[1] * (x.ndim - 1))).to(x) if isinstance(t, Tensor) else self.at(t)
 
 
@@ -603,6 +606,8 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def _table(name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
+    if np.iscomplexobj(values.detach().cpu().numpy() if isinstance(values, Tensor) else values):
+        raise TypeError(f"{name}: expected real numbers, got complex ones.")
     table = np.array(values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values, dtype=np.float64)
     if table.ndim != 1 or not len(table):
         raise ValueError(f"{name}: expected a non-empty 1-D table of numbers, got shape {table.shape}.")

@@ -12,10 +12,11 @@ ENTRIES = {entry.name: entry for entry in catalogue()}
 @pytest.mark.parametrize("name", methods())
 def test_every_method_is_measured_and_meets_its_declared_order(name):
     entry = ENTRIES[name]
-    for declared, seen in ((entry.order, entry.measured), (entry.weak, entry.measured_weak)):
+    for declared, seen in ((entry.order, entry.measured), (entry.weak, entry.measured_weak), (entry.strong, entry.measured_strong)):
         assert (declared is None) == (seen is None)
         assert declared is None or seen >= declared - (0.15 if declared <= 2 else 0.3)
-    assert entry.summary and entry.calls != 0 and entry.memory >= 0
+    assert entry.strong is None or abs(entry.measured_strong - entry.strong) < 0.25
+    assert entry.reference and entry.summary and entry.calls != 0 and entry.memory >= 0
 
 
 @pytest.mark.parametrize("name", ["heun", "dpm++2m", "eab-3", "unipc-2", "ddpm", "sde-heun"])

@@ -101,3 +101,10 @@ def test_wrong_names(wrong, words):
         data.load(3)
     with pytest.raises(ValueError, match="seed=-1"):
         data.load("two-moons", seed=-1)
+
+
+def test_points_whose_moments_overflow_are_refused(tmp_path):
+    path = tmp_path / "huge.csv"
+    path.write_text("1e308,2\n-1e308,3\n" * 40)
+    with pytest.raises(ValueError, match="column 1 overflows"):
+        data.load(str(path))

@@ -210,6 +210,15 @@ def test_sample_info_tells_what_ran():
     assert "heun" in info.explain and "VPSDE" in info.explain and "10 network calls" in info.explain
 
 
+@pytest.mark.parametrize("name", [n for n in FIXED if method(n).solver.remembers])
+@pytest.mark.parametrize("sde", [SDE, RectifiedFlow(), EDMSDE()], ids=["vp", "flow", "edm"])
+def test_multistep_methods_stay_bounded_in_few_steps(name, sde):
+    """Data and prior lie within 6 standard deviations: steps over decades of sigma must not extrapolate out of them."""
+    target = mixture_problem().target
+    for steps in (1, 2, 3, 4, 6):
+        assert sample(sde, target.score, shape=(200, 2), method=name, steps=steps, seed=0, dtype=F64).abs().max() < 6
+
+
 def test_too_few_steps_for_an_order_are_said_to_be_so():
     with pytest.warns(UserWarning, match=r"steps=2: eab-4 has its order from 4 steps on.*at lower order"):
         info = sample_info(SDE, SCORE, shape=(2, 2), method="eab-4", steps=2, seed=0)
@@ -274,7 +283,9 @@ def test_simulate_refuses_what_it_cannot_mean():
             ({"sde": SDE, "x0": x0}, ValueError, "steps=None"), ({"sde": SDE, "x0": x0, "steps": 0}, ValueError, "steps=0"),
             ({"sde": SDE, "x0": None, "steps": 2}, ValueError, "x0=None"), ({"x0": x0, "steps": 2}, ValueError, "give a process"),
             ({"x0": x0, "steps": 2, "drift": 1.0, "diffusion": 2.0}, TypeError, "two callables"),
-            ({"sde": SDE, "x0": x0.long(), "steps": 2}, TypeError, "floating dtype"),
+            ({"sde": SDE, "x0": x0.long(), "steps": 2}, TypeError, "floating dtype"), ({"sde": "vp", "x0": x0, "steps": 2}, TypeError, "forward process"),
+            ({"x0": x0, "steps": 2, "drift": lambda x, t: x * NAN, "diffusion": lambda x, t: 1.0}, ValueError, "finite"),
+            ({"x0": x0, "steps": 2, "drift": lambda x, t: x, "diffusion": lambda x, t: x.new_ones(3)}, ValueError, "diffusion"),
             ({"sde": SDE, "x0": x0, "times": [0.0, 0.5, 0.4]}, ValueError, "strictly increasing"),
             ({"sde": SDE, "x0": x0, "times": [0.0, 2.0]}, ValueError, r"times\[1\]=2.0"),
             ({"sde": SDE, "x0": x0, "steps": 2, "method": "milstein"}, ValueError, "milstein"),
@@ -304,6 +315,11 @@ WRONG = [
     ({"shape": None, "x_init": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "int64"), ({"shape": None, "x_init": torch.full((2, 2), NAN)}, ValueError, "NaN"),
     ({"shape": None, "x_init": torch.tensor(1.0)}, ValueError, "batch axis"), ({"shape": None, "x_init": np.zeros((2, 2))}, TypeError, "ndarray"),
     ({"dtype": torch.int32}, TypeError, "int32"), ({"seed": 1.5}, TypeError, "seed=1.5"), ({"seed": -1}, ValueError, "seed=-1"), ({"seed": [1, 2, 3]}, ValueError, "3 seeds"),
+    ({"shape": None, "x_init": torch.zeros(2, 2), "dtype": torch.int64}, TypeError, "int64"), ({"device": "cudaa"}, ValueError, "cudaa"),
+    ({"shape": None, "x_init": torch.zeros(2, 2), "seed": "x"}, TypeError, "seed='x'"), ({"noise": random.WhiteNoise(0, (2, 2), dtype=F64)}, ValueError, "float64"),
+    ({"method": "ancestral", "inner": "euler-maruyama"}, ValueError, "deterministic one-step"), ({"method": "eab-3", "start": "no"}, TypeError, "start='no'"),
+    ({"method": "ancestral", "inner": "scipy-rk45", "steps": None, "nfe": 9}, ValueError, "chooses its own"),
+    ({"method": "euler-maruyama", "eta": lambda level: -1.0}, ValueError, "eta"),
     ({"noise": "pink"}, ValueError, "pink"), ({"noise": "clock"}, ValueError, "eta > 0"), ({"noise": random.WhiteNoise(0, (3, 2))}, ValueError, "bound to shape"),
 ]
 
@@ -317,6 +333,25 @@ def test_wrong_calls_are_refused_before_the_first_network_call(wrong, error, mes
     with pytest.raises(error, match=message):
         sample(SDE, from_network(net), **call)
     assert net.calls == 0
+
+
+def test_black_box_sde_steps_from_alpha_zero_are_refused_before_the_network_is_called():
+    net = Counted()
+    for name in ("euler-maruyama", "sde-heun", "torchsde-euler"):
+        with pytest.raises(ValueError, match="alpha = 0"):
+            sample(RectifiedFlow(), from_network(net, predicts="x0"), shape=(2, 2), method=name, steps=4, seed=0)
+    assert net.calls == 0
+
+
+def test_a_budget_on_part_of_a_chain_is_capped_by_its_knots():
+    chain = VPSDE.from_betas(np.linspace(1e-4, 0.02, 100))
+    info = sample_info(chain, SCORE, x_init=torch.zeros(2, 2), method="ddpm", nfe=90, t_start=50.0, seed=0)
+    assert info.nfe == 50
+
+
+def test_conditions_of_the_network_itself_are_checked():
+    with pytest.raises(ValueError, match="3 rows for a batch of 2"):
+        sample(SDE, from_network(_Timed(), conditions={"y": torch.zeros(3)}), shape=(2, 2), steps=2, seed=0)
 
 
 def test_wrong_processes_and_scores_are_refused():

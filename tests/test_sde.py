@@ -594,3 +594,12 @@ def test_marginal_draws_follow_a_simulated_path(name, seed):
         mean, var = a * mean, a * a * var + std**2
     assert close(mean, grid[-1].alpha, 1e-12)
     assert close(var, grid[-1].sigma**2, 1e-12)
+
+
+def test_one_time_per_sample_or_one_for_all():
+    with pytest.raises(ValueError, match=r"t.shape=\(2,\) for a batch of 4"):
+        VPSDE().marginal(torch.zeros(4, 2), torch.tensor([0.1, 0.2]))
+    with pytest.raises(TypeError, match="int64"):
+        VPSDE().prior((2,), dtype=torch.int64)
+    with pytest.raises(TypeError, match="complex"):
+        VPSDE.from_betas(torch.tensor([0.1 + 0.1j, 0.2]))

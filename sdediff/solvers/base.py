@@ -13,6 +13,8 @@ from ..random import Noise
 from ..score import Prediction
 from ..sde import NoiseLevel
 
+LONG = 0.5      # a step in lambda beyond which no high order is to be seen, and extrapolation over it does harm
+
 
 class State(NamedTuple):
     """What a step hands to the next: ``x`` (B, *D); ``memory``, remembered (level, evaluation) pairs, newest first;
@@ -34,11 +36,17 @@ class Solver(abc.ABC):
     order: int | None = 1
     noise: str = "eta"
     remembers: int = 0          # evaluations of earlier steps that a step uses
+    adaptive: bool = False      # whether it chooses its own number of network calls
 
     @property
     def weak_order(self) -> int | None:
         """Order of the output's law on an equation with eta > 0, by refinement; None where there is none."""
         return None if self.noise == "never" else 1
+
+    @property
+    def strong_order(self) -> int | None:
+        """Order path by path on a shared Brownian path (the noise is additive: 1 for every scheme here that has a weak order)."""
+        return None if self.noise == "never" or self.weak_order is None else 1
 
     @abc.abstractmethod
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:

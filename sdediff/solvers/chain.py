@@ -113,6 +113,11 @@ class Ancestral(Solver):
     eta: float = 1.0
 
     noise = "always"
+    strong_order = None
+
+    @property
+    def adaptive(self) -> bool:                                                              # type: ignore[override]
+        return self.inner.adaptive
 
     def __post_init__(self) -> None:
         real("eta", self.eta, 0.0, 1.0)

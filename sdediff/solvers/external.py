@@ -27,6 +27,7 @@ class SciPy(Solver):
 
     order = None
     noise = "never"
+    adaptive = True
 
     def __post_init__(self) -> None:
         choice("method", self.method, ("RK45", "RK23", "DOP853", "LSODA", "Radau", "BDF"))

@@ -74,7 +74,11 @@ class Langevin(Solver):
                     z: Tensor) -> tuple[Tensor, Prediction]:
         """The proposal y, or x where it is rejected: accepted with probability p(y) q(x|y) / (p(x) q(y|x))."""
         proposal = lambda a, pa, b: -_rows(b - a - h * pa.score).square().sum(1) / (4 * h)
-        ratio = self.density(y, s) - self.density(x, s) + proposal(y, q, x) - proposal(x, p, y)      # type: ignore[misc]
+        old, new = self.density(x, s), self.density(y, s)                                    # type: ignore[misc]
+        if old.shape != (len(x),) or new.shape != old.shape:
+            raise ValueError(f"density returned shape {tuple(old.shape)} for x of shape {tuple(x.shape)}; expected ({len(x)},), one log "
+                             "density per sample.")
+        ratio = new - old + proposal(y, q, x) - proposal(x, p, y)
         uniform = torch.special.ndtr(_rows(z)[:, 0].double())
         taken = (uniform.log() < ratio).view(-1, *[1] * (x.ndim - 1))
         return torch.where(taken, y, x), Prediction(x, s, score=torch.where(taken, q.score, p.score))

@@ -22,7 +22,7 @@ from ..equation import ReverseSDE
 from ..random import Noise
 from ..score import Prediction
 from ..sde import NoiseLevel
-from .base import Solver, State
+from .base import LONG, Solver, State
 from .exponential import infinite_step
 
 
@@ -62,7 +62,8 @@ def exponential_action(a: Tensor, y: Tensor, b: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Rosenbrock(Solver):
-    """(8) through the last ``nodes`` evaluations, order ``nodes``. Steps of infinite length in lambda are DDIM steps."""
+    """(8) through the last ``nodes`` evaluations, order ``nodes``. Steps longer than 1 in lambda, over which neither J
+    nor the remainder stays what it was, are DDIM steps."""
 
     nodes: int = 2
 
@@ -90,7 +91,7 @@ class Rosenbrock(Solver):
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         if t.lam == s.lam:
             return state
-        if not math.isfinite(s.lam - t.lam):
+        if not abs(s.lam - t.lam) <= 2 * LONG:
             p = eq.predict(state.x, t)
             return State(infinite_step(p, s, None), (), p)
         p, slope = linearised(eq, state.x, t)

@@ -2,14 +2,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any
 
 from ..equation import ReverseSDE, exploded
 from ..random import Noise
 from ..sde import NoiseLevel
-from .base import Solver, State
+from .base import LONG, Solver, State
 from .exponential import infinite_step
 from .onestep import HEUN, KUTTA, RK4
 
@@ -33,6 +32,10 @@ class Chain(Solver):
         return self.predictor.remembers
 
     @property
+    def adaptive(self) -> bool:                                                              # type: ignore[override]
+        return self.predictor.adaptive
+
+    @property
     def weak_order(self) -> None:
         return None
 
@@ -53,6 +56,10 @@ class Exploded(Solver):
     noise = "never"
 
     @property
+    def adaptive(self) -> bool:                                                              # type: ignore[override]
+        return self.inner.adaptive
+
+    @property
     def order(self) -> int | None:                                                           # type: ignore[override]
         return self.inner.order
 
@@ -68,8 +75,9 @@ class Exploded(Solver):
 class Start(Solver):
     """A multistep solver of order p, its first ``starts`` steps taken by a one-step solver of order p - 1 (from where its own lower
     orders suffice), so that order p holds from any starting time. The starter's first evaluation is the one that the multistep solver
-    remembers, so a start costs the starter's further stages only. Steps of infinite length in lambda, and equations with eta > 0,
-    where the multistep solver has weak order 1 anyway, are left to the multistep solver."""
+    remembers, so a start costs the starter's further stages only. Left to the multistep solver are steps longer than 0.5 in lambda, where
+    no order is to be seen and the starter's stages would extrapolate over decades, and equations with eta > 0, where it has weak order
+    1 anyway."""
 
     starter: Solver
     multistep: Any
@@ -87,7 +95,7 @@ class Start(Solver):
         return self.multistep.remembers
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
-        if len(state.memory) >= self.multistep.starts or not eq.is_ode or t.lam == s.lam or not math.isfinite(s.lam - t.lam):
+        if len(state.memory) >= self.multistep.starts or not eq.is_ode or not 0 < abs(s.lam - t.lam) <= LONG:
             return self.multistep.step(eq, state, t, s, noise)
         p = eq.predict(state.x, t)
         known = [p]

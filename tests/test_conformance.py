@@ -62,7 +62,7 @@ def test_every_check_applies_to_some_method_and_the_theorems_to_the_right_ones()
     """Not applying must be the exception: the orders, laws and limits are measured wherever they are declared."""
     theorems, names = ("order", "limit", "affine-probe", "reductions"), ("heun", "euler-maruyama", "ddpm", "pc", "dpm++2m")
     skipped = {name: {check for check in theorems if testing.run_check(check, name).status == "not applicable"} for name in names}
-    assert skipped == {"heun": {"affine-probe", "reductions"}, "euler-maruyama": set(), "ddpm": {"order", "limit"},
+    assert skipped == {"heun": {"affine-probe", "reductions"}, "euler-maruyama": set(), "ddpm": {"limit"},
                        "dpm++2m": {"affine-probe"}, "pc": {"order", "limit", "affine-probe", "reductions"}}
 
 

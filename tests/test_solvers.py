@@ -336,5 +336,5 @@ def test_a_stochastic_run_without_noise_is_refused():
 
 def test_started_adds_a_start_only_where_the_order_demands_it():
     assert [isinstance(started(Exponential(p)), Start) for p in (1, 2, 3, 4)] == [False, False, True, True]
-    extra = {p: count_calls(method(f"eab-{p}"), VPSDE(), grids.LogSNR()(VPSDE(), 12)) - 12 for p in (1, 2, 3, 4)}
+    extra = {p: count_calls(method(f"eab-{p}"), VPSDE(), grids.LogSNR()(VPSDE(), 24)) - 24 for p in (1, 2, 3, 4)}
     assert extra == {1: 0, 2: 0, 3: 1, 4: 4}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,8 +29,7 @@ from .exponential import infinite_step
 
 def linearised(eq: ReverseSDE, x: Tensor, t: NoiseLevel) -> tuple[Prediction, Tensor]:
     """The prediction at (x, t), and the Jacobian d x0/dx of every sample, (B, d, d)."""
-    if not isinstance(x, Tensor):
-        raise TypeError("this step reads the model's Jacobian: it is not linear in the state and has no coefficient table.")
+    _refuse_forms(x)
     tracked = torch.is_grad_enabled() and x.requires_grad       # then gradients flow through the Jacobian too
     with torch.enable_grad():
         start = x if tracked else x.detach().requires_grad_()
@@ -41,6 +41,11 @@ def linearised(eq: ReverseSDE, x: Tensor, t: NoiseLevel) -> tuple[Prediction, Te
                   for i in range(x0.shape[1])]
     x0, eps = (p.x0, p.eps) if tracked else (p.x0.detach(), p.eps.detach())
     return Prediction(x, t, x0=x0, eps=eps), torch.stack(slopes, 1)
+
+
+def _refuse_forms(x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError("this step reads the model's Jacobian: it is not linear in the state and has no coefficient table.")
 
 
 def rows(x: Tensor) -> Tensor:
@@ -89,6 +94,7 @@ class Rosenbrock(Solver):
         return Prediction(p.x, p.level, eps=p.eps)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        _refuse_forms(state.x)
         if t.lam == s.lam:
             return state
         if not abs(s.lam - t.lam) <= 2 * LONG:

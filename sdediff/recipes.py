@@ -26,6 +26,7 @@ from .solvers import (
     Exploded,
     Exponential,
     Langevin,
+    Multistep,
     ReverseDiffusion,
     Rosenbrock,
     SciPy,
@@ -272,7 +273,7 @@ def _langevin_steps(kind: str, snr: float, steps: int, rule: str, density: Any) 
     return Langevin(snr, steps, rule, density)
 
 
-def _multistep(name: str, solver: Any, start: bool, grid: Grid | None = None, eta: Eta = 0.0) -> Method:
+def _multistep(name: str, solver: Multistep, start: bool, grid: Grid | None = None, eta: Eta = 0.0) -> Method:
     if not isinstance(start, bool):
         raise TypeError(f"start={start!r}: expected True (the order holds from any starting time) or False (no extra network calls).")
     return Method(name, started(solver) if start else solver, eta, grid or LogSNR())

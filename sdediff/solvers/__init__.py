@@ -1,5 +1,5 @@
 """Solvers, one family a file. A solver moves a state between two noise levels of one equation (``base``)."""
-from .base import Solver, State
+from .base import Multistep, Solver, State
 from .chain import DDIM, Ancestral, analytic_variance
 from .exponential import Exponential, SingleStep, UniPC, dpm_solver
 from .external import SciPy, TorchSDE
@@ -12,6 +12,7 @@ from .wrappers import Chain, Exploded, Start, started
 
 __all__ = [
     "DDIM", "EULER", "HEUN", "IPNDM", "KUTTA", "MIDPOINT", "RK4", "AdamsBashforth", "Ancestral", "Chain", "EulerMaruyama", "Exploded",
-    "Exponential", "Form", "Langevin", "ReverseDiffusion", "Rosenbrock", "RungeKutta", "SciPy", "SingleStep", "Solver", "Start", "State",
+    "Exponential", "Form", "Langevin", "Multistep", "ReverseDiffusion", "Rosenbrock", "RungeKutta", "SciPy",
+    "SingleStep", "Solver", "Start", "State",
     "StochasticHeun", "Table", "TorchSDE", "UniPC", "analytic_variance", "dpm_solver", "started", "table",
 ]

@@ -52,12 +52,33 @@ class Solver(abc.ABC):
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         """The state at s from the state at t. ``noise`` is the source as this step sees it (None for a deterministic run)."""
 
-    def remember(self, p: Prediction) -> Any:
-        """What a multistep solver keeps of an evaluation: the quantity named by its ``form``."""
-        return getattr(p, self.form)            # type: ignore[attr-defined]
-
     def accepts(self, eq: ReverseSDE) -> None:
         """Raises ValueError where this solver cannot integrate this equation."""
         if self.noise == "never" and not eq.is_ode:
             raise ValueError(f"eta={eq.eta!r}: {type(self).__name__} solves the probability-flow ODE alone; expected eta=0, "
                              "or a method for SDEs such as 'euler-maruyama', 'sde-heun' or 'dpm++2m-sde'.")
+
+
+class Multistep(Solver):
+    """A solver that interpolates through its last ``nodes`` evaluations of ``form`` ("x0" or "eps"); order ``nodes`` unless it says
+    otherwise."""
+
+    nodes: int
+    form: str = "eps"
+
+    @property
+    def order(self) -> int:                                                                  # type: ignore[override]
+        return self.nodes
+
+    @property
+    def remembers(self) -> int:                                                              # type: ignore[override]
+        return self.nodes - 1
+
+    @property
+    def starts(self) -> int:
+        """Steps that must be taken by a starter of order ``order`` - 1 for the order to hold from any start."""
+        return max(0, self.nodes - 2)
+
+    def remember(self, p: Prediction) -> Any:
+        """What is kept of an evaluation."""
+        return getattr(p, self.form)

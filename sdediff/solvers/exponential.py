@@ -29,7 +29,7 @@ from ..equation import ReverseSDE
 from ..random import Noise
 from ..score import Prediction
 from ..sde import NoiseLevel
-from .base import Solver, State
+from .base import Multistep, Solver, State
 
 Node = tuple[NoiseLevel, Any]           # an evaluation, x0 or eps, and where it was made
 
@@ -99,7 +99,7 @@ def infinite_step(p: Prediction, s: NoiseLevel, xi: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Exponential(Solver):
+class Exponential(Multistep):
     """The multistep exponential integrator of order 1 to 4, for any eta.
 
     ``form``: "x0" (4) or "eps" (5), what is interpolated. ``kernel``: "exact" integrals, or "published" for DPM-Solver++ 2M and 3M as
@@ -123,12 +123,7 @@ class Exponential(Solver):
         return min(self.nodes, 2) if self.kernel == "published" else self.nodes
 
     @property
-    def remembers(self) -> int:                                                              # type: ignore[override]
-        return self.nodes - 1
-
-    @property
     def starts(self) -> int:
-        """Steps that must be taken by a starter of order ``order`` - 1 for the order to hold from any start."""
         return max(0, self.order - 2)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
@@ -187,7 +182,7 @@ def dpm_solver(order: int, form: str = "eps") -> SingleStep:
 
 
 @dataclass(frozen=True)
-class UniPC(Solver):
+class UniPC(Multistep):
     """UniPC-p: the exponential multistep predictor through p nodes, then a corrector through the predicted level as one more node, whose
     evaluation the next step starts from. Order p + 1, one evaluation a step (and one at the start). Zhao et al. 2023, Alg. 5-8.
 
@@ -213,11 +208,6 @@ class UniPC(Solver):
     @property
     def remembers(self) -> int:                                                              # type: ignore[override]
         return self.nodes
-
-    @property
-    def starts(self) -> int:
-        """Steps that must be taken by a starter of order ``order`` - 1 for the order to hold from any start."""
-        return max(0, self.nodes - 2)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         if t.lam == s.lam:

@@ -18,7 +18,7 @@ from ..contracts import choice, integer
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..sde import NoiseLevel
-from .base import Solver, State
+from .base import Multistep, Solver, State
 from .exponential import infinite_step
 
 _X, _W = np.polynomial.legendre.leggauss(16)
@@ -44,31 +44,17 @@ def lagrange_integrals(nodes: Sequence[float], variable: Callable[[np.ndarray], 
 
 
 @dataclass(frozen=True)
-class AdamsBashforth(Solver):
+class AdamsBashforth(Multistep):
     """(6) through the last ``nodes`` evaluations; ``variable`` "rho" (kappa itself) or "t". Order ``nodes``."""
 
     nodes: int = 2
     variable: str = "rho"
 
     noise = "never"
-    form = "eps"
 
     def __post_init__(self) -> None:
         integer("nodes", self.nodes, 1, 4)
         choice("variable", self.variable, ("rho", "t"))
-
-    @property
-    def order(self) -> int:                                                                  # type: ignore[override]
-        return self.nodes
-
-    @property
-    def remembers(self) -> int:                                                              # type: ignore[override]
-        return self.nodes - 1
-
-    @property
-    def starts(self) -> int:
-        """Steps that must be taken by a starter of order ``order`` - 1 for the order to hold from any start."""
-        return max(0, self.nodes - 2)
 
     def weights(self, eq: ReverseSDE, levels: Sequence[NoiseLevel], t: NoiseLevel, s: NoiseLevel) -> list[float]:
         """The w_j of (6) for evaluations at ``levels``."""

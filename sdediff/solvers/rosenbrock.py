@@ -23,7 +23,7 @@ from ..equation import ReverseSDE
 from ..random import Noise
 from ..score import Prediction
 from ..sde import NoiseLevel
-from .base import LONG, Solver, State
+from .base import LONG, Multistep, State
 from .exponential import infinite_step
 
 
@@ -66,7 +66,7 @@ def exponential_action(a: Tensor, y: Tensor, b: list[Tensor]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rosenbrock(Solver):
+class Rosenbrock(Multistep):
     """(8) through the last ``nodes`` evaluations, order ``nodes``. Steps longer than 1 in lambda, over which neither J
     nor the remainder stays what it was, are DDIM steps."""
 
@@ -76,19 +76,6 @@ class Rosenbrock(Solver):
 
     def __post_init__(self) -> None:
         integer("nodes", self.nodes, 1, 4)
-
-    @property
-    def order(self) -> int:                                                                  # type: ignore[override]
-        return self.nodes
-
-    @property
-    def remembers(self) -> int:                                                              # type: ignore[override]
-        return self.nodes - 1
-
-    @property
-    def starts(self) -> int:
-        """Steps that must be taken by a starter of order ``order`` - 1 for the order to hold from any start."""
-        return max(0, self.nodes - 2)
 
     def remember(self, p: Prediction) -> Prediction:
         return Prediction(p.x, p.level, eps=p.eps)

@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 from ..equation import ReverseSDE, exploded
 from ..random import Noise
 from ..sde import NoiseLevel
-from .base import LONG, Solver, State
+from .base import LONG, Multistep, Solver, State
 from .exponential import infinite_step
 from .onestep import HEUN, KUTTA, RK4
 
@@ -80,7 +79,7 @@ class Start(Solver):
     1 anyway."""
 
     starter: Solver
-    multistep: Any
+    multistep: Multistep
 
     @property
     def order(self) -> int | None:                                                           # type: ignore[override]
@@ -107,7 +106,7 @@ class Start(Solver):
         self.multistep.accepts(eq)
 
 
-def started(multistep: Any) -> Solver:
+def started(multistep: Multistep) -> Solver:
     """The multistep solver with the start that its order demands, if any: Heun, Kutta's third or the classical fourth order, in the
     exploded chart."""
     return Start(Exploded({3: HEUN, 4: KUTTA, 5: RK4}[multistep.order]), multistep) if multistep.starts else multistep

@@ -374,5 +374,7 @@ def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *,
     if path.suffix == ".npy":
         np.save(path, x, allow_pickle=False)
     else:
-        np.savetxt(path, x.reshape(n, -1), delimiter=",", fmt="%.8g", header=",".join(dataset.axes).replace("$", ""), comments="")
+        plain = str.maketrans("", "", "${}_")                                               # the plots' $x_{1}$ is x1 in a file
+        names = ",".join(axis.translate(plain) if axis.startswith("$") else axis for axis in dataset.axes)
+        np.savetxt(path, x.reshape(n, -1), delimiter=",", fmt="%.8g", header=names, comments="")
     return path

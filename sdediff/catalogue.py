@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     measured: float | None
     weak: int | None
     measured_weak: float | None
-    strong: int | None
+    strong: float | None
     measured_strong: float | None
     calls: float
     memory: int
@@ -52,8 +52,9 @@ def _facts(name: str) -> dict[str, Any]:
     solver = recipe.solver.multistep if isinstance(recipe.solver, Start) else recipe.solver
     stochastic = recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and recipe.eta != 0)
     grid, sde = recipe.default_grid(VPSDE()), VPSDE()
-    fixed = not name.startswith("scipy")
-    calls = (count_calls(recipe, sde, grid(sde, 12)) - count_calls(recipe, sde, grid(sde, 8))) / 4 if fixed else math.nan
+    calls = math.nan
+    if not recipe.solver.adaptive:
+        calls = (count_calls(recipe, sde, grid(sde, 12)) - count_calls(recipe, sde, grid(sde, 8))) / 4
     return {"family": type(solver).__module__.rsplit(".", 1)[-1], "stochastic": stochastic,
             "order": None if stochastic else recipe.solver.order,
             "weak": recipe.solver.weak_order if stochastic else None, "calls": calls, "memory": recipe.solver.remembers,

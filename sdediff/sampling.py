@@ -33,7 +33,7 @@ def iterate(eq: ReverseSDE, solver: Solver, x: Any, levels: Sequence[NoiseLevel]
     if noise is None and (solver.noise == "always" or (solver.noise == "eta" and not eq.is_ode)):
         raise ValueError(f"noise=None: {type(solver).__name__} on an equation with eta={eq.eta!r} draws noise; expected a source "
                          "such as sdediff.random.WhiteNoise(seed, x.shape).")
-    state = State(x)
+    solver, state = solver.over(levels), State(x)
     yield state
     for k, (t, s) in enumerate(pairwise(levels)):
         state = solver.step(eq, state, t, s, noise.at(k) if noise is not None else None)

@@ -6,6 +6,7 @@ A step may run down (t noisier than s: sampling) or up (encoding), and may have 
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ..equation import ReverseSDE
@@ -30,13 +31,15 @@ class Solver(abc.ABC):
 
     ``order``: the order of convergence on the probability-flow ODE, and the weak order on the SDE where that differs
     (``weak_order``); None where the method does not converge by refining the grid (a corrector's fixed point).
-    ``noise``: "never" (ODE only), "always", or "eta" (as much as the equation has).
+    ``noise``: "never" (ODE only), "always", or "eta" (as much as the equation has). ``adaptive``: it chooses its own number of network
+    calls. ``looks_ahead``: over a grid (``over``) it may call the network beyond the step that it is asked for, within the grid.
     """
 
     order: int | None = 1
     noise: str = "eta"
     remembers: int = 0          # evaluations of earlier steps that a step uses
-    adaptive: bool = False      # whether it chooses its own number of network calls
+    adaptive: bool = False
+    looks_ahead: bool = False
 
     @property
     def weak_order(self) -> int | None:
@@ -44,13 +47,18 @@ class Solver(abc.ABC):
         return None if self.noise == "never" else 1
 
     @property
-    def strong_order(self) -> int | None:
+    def strong_order(self) -> float | None:
         """Order path by path on a shared Brownian path (the noise is additive: 1 for every scheme here that has a weak order)."""
         return None if self.noise == "never" or self.weak_order is None else 1
 
     @abc.abstractmethod
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         """The state at s from the state at t. ``noise`` is the source as this step sees it (None for a deterministic run)."""
+
+    def over(self, levels: Sequence[NoiseLevel]) -> Solver:
+        """This solver on the grid ``levels``: itself, unless a step depends on more of the grid than its own interval. Steps of one run
+        are taken by ``solver.over(levels)``; the loops do so."""
+        return self
 
     def accepts(self, eq: ReverseSDE) -> None:
         """Raises ValueError where this solver cannot integrate this equation."""

@@ -90,7 +90,7 @@ def table(solver: Solver, sde: SDE, levels: Sequence[NoiseLevel], *, eta: Any = 
 
     eq = ReverseSDE(sde, score, eta)
     solver.accepts(eq)
-    state, noise = State(Form({("x",): 1.0})), _Labels()
+    solver, state, noise = solver.over(levels), State(Form({("x",): 1.0})), _Labels()
     states = [state.x]
     for k, (t, s) in enumerate(pairwise(levels)):
         state = solver.step(eq, state, t, s, noise.at(k))

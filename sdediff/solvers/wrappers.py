@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..equation import ReverseSDE, exploded
@@ -40,6 +41,9 @@ class Chain(Solver):
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         return self.corrector.step(eq, self.predictor.step(eq, state, t, s, noise), s, s, noise)
+
+    def over(self, levels: Sequence[NoiseLevel]) -> Chain:
+        return dataclasses.replace(self, predictor=self.predictor.over(levels))
 
     def accepts(self, eq: ReverseSDE) -> None:
         self.predictor.accepts(eq)

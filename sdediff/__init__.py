@@ -5,6 +5,7 @@ from .recipes import Method, method, methods
 from .sampling import Path, SampleInfo, encode, iterate, sample, sample_info, simulate
 from .score import NetworkError, Prediction, from_network, from_score
 from .sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, NoiseLevel, RectifiedFlow, SubVPSDE
+from .solvers import StepBudgetError, as_torchsde
 
 __version__ = "0.1.0"
 
@@ -23,7 +24,9 @@ __all__ = [
     "RectifiedFlow",
     "ReverseSDE",
     "SampleInfo",
+    "StepBudgetError",
     "SubVPSDE",
+    "as_torchsde",
     "encode",
     "from_network",
     "from_score",

@@ -64,12 +64,22 @@ def _facts(name: str) -> dict[str, Any]:
 def measure(name: str) -> dict[str, float]:
     """The measured orders of a method: on the probability flow (the worst over both problems, from t_max and from mid-trajectory), or
     the weak order by the affine probe and the strong order on a shared Brownian path. Empty where the method declares none."""
-    from .testing import MIDWAY, converge, gaussian_problem, mixture_problem, strong_convergence, weak_convergence
+    from .testing import (
+        MIDWAY,
+        converge,
+        gaussian_problem,
+        knot_path,
+        mixture_problem,
+        overlap_problem,
+        strong_convergence,
+        weak_convergence,
+    )
     facts, recipe = _facts(name), _recipe(name)
     if facts["stochastic"]:
         found = {"weak": weak_convergence(recipe).order} if facts["weak"] else {}
         if facts["strong"]:
-            found["strong"] = strong_convergence(recipe, gaussian_problem(), steps=(16, 32, 64, 128), finest=1024).order
+            found["strong"] = strong_convergence(recipe, overlap_problem(), steps=(64, 128, 256, 512), finest=4096,
+                                                 source=lambda seed, shape: knot_path(seed, shape, 4096)).order
         return {k: round(v, 3) for k, v in found.items()}
     if facts["order"] is None:
         return {}

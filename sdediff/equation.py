@@ -28,11 +28,12 @@ from .sde import SDE, NoiseLevel
 
 @dataclass(frozen=True)
 class ReverseSDE:
-    """Equation (3). ``eta``: a number >= 0 or a function of the level; ``score``: (x, level) -> Prediction."""
+    """Equation (3). ``eta``: a number >= 0 or a function of the level (one of tensors for methods whose samples differ in time);
+    ``score``: (x, level) -> Prediction."""
 
     sde: SDE
     score: Score
-    eta: float | Callable[[NoiseLevel], float] = 0.0
+    eta: float | Callable[[NoiseLevel], Any] = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.sde, SDE):
@@ -47,9 +48,23 @@ class ReverseSDE:
         """The noise level at time t."""
         return self.sde.at(t)
 
-    def eta_at(self, level: NoiseLevel) -> float:
-        """eta at a level: a float >= 0."""
-        return real("eta(level)", self.eta(level), 0.0) if callable(self.eta) else self.eta
+    def eta_at(self, level: NoiseLevel) -> Any:
+        """eta at a level: a float >= 0; for per-sample levels and a function, a float64 tensor shaped as their times."""
+        if not callable(self.eta):
+            return self.eta
+        if isinstance(level.t, Tensor) and level.t.ndim:
+            return self._eta_per_sample(level)
+        return real("eta(level)", self.eta(level), 0.0)
+
+    def _eta_per_sample(self, level: NoiseLevel) -> Tensor:
+        works = "expected numbers >= 0 from tensors of times, such as eta=lambda level: torch.where(level.t < 0.5, 1.0, 0.0)"
+        try:
+            eta = torch.as_tensor(self.eta(level), dtype=torch.float64, device=level.t.device).expand(level.t.shape)  # type: ignore[operator]
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"eta(level) on levels that differ per sample: {str(error).splitlines()[0]}; {works}.") from error
+        if eta.device.type == "cpu" and not bool(((eta >= 0) & torch.isfinite(eta)).all()):        # elsewhere it would wait for the device
+            raise ValueError(f"eta(level)={eta.min().item()}..{eta.max().item()}: {works}.")
+        return eta
 
     @property
     def is_ode(self) -> bool:
@@ -61,19 +76,19 @@ class ReverseSDE:
         return self.score(x, level)
 
     def drift(self, x: Any, level: NoiseLevel) -> Any:
-        """The bracket of (3), shaped as x. Finite at alpha = 0 for eta = 0 alone; eta > 0 raises ValueError there."""
-        churn = self.eta_at(level)**2
-        if churn:
+        """The bracket of (3), shaped as x and of its dtype. Finite at alpha = 0 for eta = 0 alone; eta > 0 raises ValueError there."""
+        eta = self.eta_at(level)
+        flow = not isinstance(eta, Tensor) and eta == 0
+        if not flow:
             self._refuse_alpha_zero(level)      # before the network is called
         p = self.predict(x, level)
-        if not churn:
-            return p.velocity
-        return p.velocity - 0.5 * churn * level.to(x).g2 * p.score
+        v = p.velocity if flow else p.velocity - _like(x, 0.5 * eta**2 * level.g2) * p.score
+        return _like(x, v)
 
     def diffusion(self, level: NoiseLevel) -> Any:
         """eta g at the level."""
         eta = self.eta_at(level)
-        if not eta:
+        if not isinstance(eta, Tensor) and eta == 0:
             return 0.0
         self._refuse_alpha_zero(level)
         return eta * (level.g2.sqrt() if isinstance(level.g2, Tensor) else math.sqrt(level.g2))
@@ -82,6 +97,11 @@ class ReverseSDE:
         if not isinstance(level.alpha, Tensor) and level.alpha == 0:
             raise ValueError(f"t={level.t:g}: alpha = 0, where drift and diffusion of the SDE are infinite; start a black-box "
                              "method later (t_start=), take eta=0, or an exponential method such as 'ddpm' or 'dpm++2m-sde'.")
+
+
+def _like(x: Any, value: Any) -> Any:
+    """A per-sample tensor in x's dtype and device; a float, and a vector that is no tensor, as they are."""
+    return value.to(x) if isinstance(value, Tensor) else value
 
 
 @dataclass(frozen=True)
@@ -105,7 +125,8 @@ def exploded(eq: ReverseSDE) -> ReverseSDE:
     part (Karras et al. 2022, eq. 1; Song et al. 2021a, eq. 14). Any solver may run on it. Levels with alpha = 0 lie at infinity."""
     def score(y: Any, level: NoiseLevel) -> Prediction:
         inner = eq.sde.level_of(level.lam)
-        return eq.predict(inner.alpha * y, inner).rescaled(y, level, 1 / inner.alpha)
+        alpha = _like(y, inner.alpha)
+        return eq.predict(alpha * y, inner).rescaled(y, level.to(y), 1 / alpha)
 
     eta = eq.eta
     if callable(eta):

@@ -4,38 +4,53 @@ A method is a function of its options registered under its name; the first line 
 """
 from __future__ import annotations
 
+import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .contracts import choice
+from .contracts import choice, integer, real
 from .grids import DDPM, Grid, Karras, LogSNR, Quadratic, grid
 from .sde import SDE, NoiseLevel
 from .solvers import (
+    BOGACKI_SHAMPINE,
     DDIM,
+    DORMAND_PRINCE,
+    ERSDE,
     EULER,
     HEUN,
     IPNDM,
     MIDPOINT,
     RK4,
+    SRA1,
     AdamsBashforth,
+    AdaptiveRungeKutta,
     Ancestral,
     Chain,
+    Churn,
     EulerMaruyama,
     Exploded,
     Exponential,
+    GottaGoFast,
+    Interval,
     Langevin,
     Multistep,
+    Picard,
+    PredictorCorrector,
+    Restart,
     ReverseDiffusion,
     Rosenbrock,
     SciPy,
     Solver,
     StochasticHeun,
+    TorchDiffEq,
+    TorchDiffEqFixed,
     TorchSDE,
-    UniPC,
     dpm_solver,
+    extended_eta,
     started,
+    unipc,
 )
 
 Eta = float | Callable[[NoiseLevel], float]
@@ -152,7 +167,7 @@ def _dpmpp_3m_published(name: str) -> Method:
 @_register("unipc-1", "unipc-2", "unipc-3", "unipc-4")
 def _unipc(name: str, kernel: str = "bh2", form: str = "x0", start: bool = True) -> Method:
     """UniPC-p, predictor and corrector in one evaluation, order p + 1 (Zhao et al. 2023)."""
-    return _multistep(name, UniPC(int(name[-1]), kernel, form), start)
+    return _multistep(name, unipc(int(name[-1]), kernel, form), start)
 
 
 @_register("deis-1", "deis-2", "deis-3")
@@ -185,10 +200,28 @@ def _rosenbrock(name: str, start: bool = True) -> Method:
     return _multistep(name, Rosenbrock(int(name[-1])), start, Karras())
 
 
-@_register("scipy-rk45")
-def _scipy(name: str, rtol: float = 1e-5, atol: float = 1e-5) -> Method:
-    """scipy's adaptive Runge-Kutta 4(5); the grid only lists output times (Dormand & Prince 1980)."""
-    return Method(name, SciPy("RK45", rtol, atol), grid=LogSNR())
+@_register("rk45", "dopri5", "rk23")
+def _embedded(name: str, rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 10_000) -> Method:
+    """Embedded Runge-Kutta 5(4) (rk45, dopri5) or 3(2), a step size per sample, interpolated outputs (Dormand & Prince 1980)."""
+    return Method(name, AdaptiveRungeKutta(BOGACKI_SHAMPINE if name == "rk23" else DORMAND_PRINCE, rtol, atol, max_steps), grid=LogSNR())
+
+
+@_register("scipy-rk45", "scipy-dop853", "scipy-lsoda")
+def _scipy(name: str, rtol: float = 1e-5, atol: float = 1e-5, max_calls: int = 10_000) -> Method:
+    """scipy's adaptive RK45, DOP853 or LSODA; the grid only lists output times (Hairer, Norsett & Wanner 1993; Petzold 1983)."""
+    return Method(name, SciPy(name[6:].upper(), rtol, atol, max_calls), grid=LogSNR())
+
+
+if importlib.util.find_spec("torchdiffeq"):
+    @_register("torchdiffeq-dopri5", "torchdiffeq-dopri8", "torchdiffeq-bosh3")
+    def _torchdiffeq(name: str, rtol: float = 1e-5, atol: float = 1e-5, max_calls: int = 10_000) -> Method:
+        """torchdiffeq's adaptive Runge-Kutta pairs; the grid only lists output times (Hairer, Norsett & Wanner 1993; Chen 2018)."""
+        return Method(name, TorchDiffEq(name[12:], rtol, atol, max_calls), grid=LogSNR())
+
+    @_register("torchdiffeq-rk4")
+    def _torchdiffeq_fixed(name: str) -> Method:
+        """torchdiffeq's fixed fourth-order method, Kutta's 3/8 rule, one step per grid interval (Kutta 1901; Chen 2018)."""
+        return Method(name, TorchDiffEqFixed("rk4"))
 
 
 # -- the reverse SDE ------------------------------------------------------------------------------------------------
@@ -210,16 +243,64 @@ def _sde_heun(name: str, eta: Eta = 1.0) -> Method:
     return Method(name, StochasticHeun(), eta)
 
 
-@_register("torchsde-euler")
+@_register("sra1")
+def _sra1(name: str, eta: Eta = 1.0) -> Method:
+    """SRA1, which reads the area of the path beside its increment (Roessler 2010)."""
+    return Method(name, SRA1(), eta)
+
+
+@_register("gotta-go-fast")
+def _gotta_go_fast(name: str, eta: Eta = 1.0, rtol: float = 0.05, atol: float = 0.0078, safety: float = 0.9, exponent: float = 0.9,
+                   max_steps: int = 10_000) -> Method:
+    """Adaptive stochastic Heun, a step size per sample, rejections true to the path (Jolicoeur-Martineau et al. 2021)."""
+    return Method(name, GottaGoFast(rtol, atol, safety, exponent, max_steps), eta, LogSNR())
+
+
+@_register("torchsde-euler", "torchsde-srk")
 def _torchsde(name: str, eta: Eta = 1.0) -> Method:
-    """torchsde's Euler-Maruyama, one step per grid interval, on our noise (Li et al. 2020)."""
-    return Method(name, TorchSDE("euler"), eta)
+    """torchsde's Euler-Maruyama, or its SRA1, one step per grid interval, on our noise (Li et al. 2020; Roessler 2010)."""
+    return Method(name, TorchSDE(name[9:]), eta)
 
 
 @_register("dpm++2m-sde")
 def _dpmpp_2m_sde(name: str, eta: Eta = 1.0) -> Method:
     """SDE-DPM-Solver++ 2M, for any eta (Lu et al. 2022b)."""
     return Method(name, Exponential(2, "x0", "published"), eta, LogSNR())
+
+
+@_register("dpm++3m-sde")
+def _dpmpp_3m_sde(name: str, eta: Eta = 1.0, start: bool = True) -> Method:
+    """SDE-DPM-Solver++ with three nodes and the coefficients that make it third order on the flow, for any eta (Lu et al. 2022b)."""
+    return _multistep(name, Exponential(3, "x0"), start, eta=eta)
+
+
+@_register("dpm++sde")
+def _dpmpp_sde(name: str, eta: Eta = 1.0) -> Method:
+    """DPM++ SDE: two stages in x0, each with its own part of the noise; dpm++2s at eta = 0 (Lu et al. 2022b; k-diffusion 2022)."""
+    return Method(name, dpm_solver(2, "x0"), eta, LogSNR())
+
+
+@_register("seeds-2", "seeds-3")
+def _seeds(name: str, eta: Eta = 1.0) -> Method:
+    """SEEDS: stages in eps, each with its own part of the noise; dpm-solver-2, -3 at eta = 0 (Gonzalez et al. 2023)."""
+    return Method(name, dpm_solver(int(name[-1])), eta, LogSNR())
+
+
+@_register("sa-solver")
+def _sa_solver(name: str, predictor: int = 2, corrector: int = 3, tau: Eta = 1.0, kernel: str = "exact", start: bool = True) -> Method:
+    """Stochastic Adams predictor and corrector (0: none; nodes, the predicted one included), noise tau (Xue et al. 2023)."""
+    _eta("tau", tau)
+    if integer("corrector", corrector, 0, 5) == 0:
+        if kernel != "exact":
+            raise ValueError(f"kernel={kernel!r}, corrector=0: the predictor alone has exact weights; expected kernel='exact'.")
+        return _multistep(name, Exponential(predictor, "x0"), start, eta=tau)
+    return _multistep(name, PredictorCorrector(predictor, corrector, kernel), start, eta=tau)
+
+
+@_register("er-sde-2", "er-sde-3")
+def _er_sde(name: str, eta: Eta = extended_eta, start: bool = True) -> Method:
+    """Extended reverse-time SDE solver: x0 interpolated in sigma/alpha, eta varying along the step (Cui et al. 2023)."""
+    return _multistep(name, ERSDE(int(name[-1])), start, Karras(), eta)
 
 
 # -- chains, ancestral and Langevin samplers ------------------------------------------------------------------------
@@ -231,12 +312,42 @@ def _ddpm(name: str, variance: Any = "posterior") -> Method:
 
 @_register("ancestral")
 def _ancestral(name: str, inner: str | Method = "dpm++2s", eta: float = 1.0) -> Method:
-    """A one-step ODE method stepped below the level and lifted back by fresh noise (Karras et al. 2022; k-diffusion)."""
+    """A one-step ODE method stepped below the level and lifted back by fresh noise (Karras et al. 2022; k-diffusion 2022)."""
+    within = _deterministic(inner)
+    return Method(name, Ancestral(within.solver, eta), grid=within.grid)
+
+
+@_register("euler-ancestral", "dpm2-ancestral", "dpm++2s-ancestral")
+def _named_ancestral(name: str, eta: float = 1.0) -> Method:
+    """An ancestral sampler of k-diffusion: Euler, DPM-Solver-2 or DPM-Solver++ 2S inside (k-diffusion 2022)."""
+    inner = {"euler": Exploded(EULER), "dpm2": dpm_solver(2), "dpm++2s": dpm_solver(2, "x0")}[name.removesuffix("-ancestral")]
+    return Method(name, Ancestral(inner, eta), grid=Karras())
+
+
+@_register("edm-stochastic")
+def _edm_stochastic(name: str, inner: str | Method = "edm-heun", S_churn: float = 5.0, S_tmin: float = 0.05, S_tmax: float = 50.0,
+                    S_noise: float = 1.0) -> Method:
+    """EDM's stochastic sampler: before a step, noise raises the level (Karras et al. 2022, Alg. 2)."""
+    within = _deterministic(inner)
+    return Method(name, Churn(within.solver, S_churn, S_tmin, S_tmax, S_noise), grid=within.grid)
+
+
+@_register("restart")
+def _restart(name: str, inner: str | Method = "edm-heun", intervals: Sequence[Sequence[Any]] = ((0.06, 0.3, 2),)) -> Method:
+    """An ODE method that solves intervals (low, high, repeats[, steps]) of sigma/alpha again with fresh noise (Xu et al. 2023)."""
+    within = _deterministic(inner)
+    if not all(isinstance(row, Sequence) and len(row) in (3, 4) for row in intervals):
+        raise TypeError(f"intervals={intervals!r}: expected rows (low, high, repeats) or (low, high, repeats, steps) in the units of "
+                        "sigma/alpha, such as [(0.06, 0.3, 2)].")
+    return Method(name, Restart(within.solver, tuple(Interval(*row) for row in intervals)), grid=within.grid)
+
+
+def _deterministic(inner: str | Method) -> Method:
     within = method(inner)
     if within.eta != 0:
         raise ValueError(f"inner={within.name!r}: it solves an SDE, eta={within.eta!r}; expected a deterministic one-step method, such as "
                          "'dpm++2s', 'edm-heun' or 'ddim'.")
-    return Method(name, Ancestral(within.solver, eta), grid=within.grid)
+    return within
 
 
 @_register("pc")
@@ -266,11 +377,24 @@ def _mala(name: str, density: Any = None, snr: float = 0.3, steps_per_level: int
     return Method(name, _langevin_steps("mala", snr, steps_per_level, "level", density), grid=LogSNR())
 
 
+@_register("picard")
+def _picard(name: str, inner: str | Method = "ddim", window: int = 16, tol: float = 1e-6, secant: bool = True) -> Method:
+    """Parallel in time: a one-step method's steps swept over a window in one call, to a tolerance (Shih et al. 2023)."""
+    within = method(inner)
+    return Method(name, Picard(within.solver, window, tol, secant), within.eta, within.grid)
+
+
 def _langevin_steps(kind: str, snr: float, steps: int, rule: str, density: Any) -> Langevin:
     if (kind == "mala") != (density is not None):
         raise ValueError(f"density={density!r}: the Metropolis correction of 'mala' needs the log density, density=target.log_prob, and "
                          "'langevin' takes none.")
     return Langevin(snr, steps, rule, density)
+
+
+def _eta(name: str, value: Eta) -> None:
+    """Refuses what is no eta, under the name that the method gives it."""
+    if not callable(value):
+        real(name, value, 0.0)
 
 
 def _multistep(name: str, solver: Multistep, start: bool, grid: Grid | None = None, eta: Eta = 0.0) -> Method:

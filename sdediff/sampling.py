@@ -42,9 +42,9 @@ def iterate(eq: ReverseSDE, solver: Solver, x: Any, levels: Sequence[NoiseLevel]
 
 @dataclass(frozen=True)
 class SampleInfo:
-    """A finished run: ``x`` (B, *D); ``nfe``, network calls counted; ``times``, the grid; ``trajectory`` (steps + 1, B, *D) if it
-    was recorded, else None; ``explain``, what was run, in words; ``seed``, which reproduces the run (None where the noise came
-    from a generator or a source, or nothing was drawn)."""
+    """A finished run: ``x`` (B, *D); ``nfe``, network calls counted, one after the other, however many rows a call has; ``times``, the
+    grid; ``trajectory`` (steps + 1, B, *D) if it was recorded, else None; ``explain``, what was run, in words; ``seed``, which
+    reproduces the run (None where the noise came from a generator or a source, or nothing was drawn)."""
 
     x: Tensor
     nfe: int
@@ -55,16 +55,17 @@ class SampleInfo:
 
 
 class _Watched:
-    """A score that counts its calls and names the fault of a call: what, at which call, step and time. On a device other than
-    the CPU finiteness is checked after the run, so that no call waits for the device."""
+    """A score that counts its calls, and the rows in them, and names the fault of a call: what, at which call, step and time. On a
+    device other than the CPU finiteness is checked after the run, so that no call waits for the device. ``batch``: samples of the run;
+    a call may hold several states of each, in blocks of the batch."""
 
     def __init__(self, score: Score) -> None:
-        self.score, self.calls, self.step = score, 0, 0
+        self.score, self.calls, self.rows, self.step, self.batch = score, 0, 0, 0, 0
         self._pending: list[tuple[str, Tensor]] = []
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
-        self.calls += 1
-        where = f"call {self.calls}, step {self.step}" + ("" if isinstance(level.t, Tensor) else f", t={level.t:.6g}")
+        self.calls, self.rows = self.calls + 1, self.rows + len(x)
+        where = f"call {self.calls}, step {self.step}{_at_time(level.t)}"
         try:
             p = self.score(x, level)
         except NetworkError as error:
@@ -89,15 +90,29 @@ class _Watched:
         return f"network {known}" if known else f"score {getattr(self.score, '__name__', type(self.score).__name__)}"
 
     def _not_finite(self, name: str, value: Tensor, where: str) -> NetworkError:
-        rows = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist() if value.ndim > 1 else []
-        which = f" in {len(rows)} of {len(value)} samples, first sample {rows[0]}" if rows else ""
+        bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist() if value.ndim > 1 else []
+        batch = self.batch or len(value)
+        rows = sorted({row % batch for row in bad})
+        which = f" in {len(rows)} of {batch} samples, first sample {rows[0]}" if rows else ""
         return NetworkError(f"{self._name} returned NaN or inf ({name}{which}; {where}); expected finite values.")
+
+    @property
+    def evaluations(self) -> str:
+        """Evaluations per sample, in words, where they are not the calls."""
+        return f" in sequence, {self.rows / self.batch:g} evaluations per sample" if self.rows != self.calls * self.batch else ""
 
     def finish(self) -> None:
         if self._pending and not bool(torch.stack([ok for _, ok in self._pending]).all()):
             label = next(label for label, ok in self._pending if not ok)
             name, where = label.split("|")
             raise NetworkError(f"{self._name} returned NaN or inf ({name}; {where}); expected finite values.")
+
+
+def _at_time(t: Any) -> str:
+    """The time of a call, or the range of its samples' times where that does not wait for a device."""
+    if not isinstance(t, Tensor):
+        return f", t={t:.6g}"
+    return f", t={t.min().item():.6g}..{t.max().item():.6g}" if t.device.type == "cpu" and t.numel() else ""
 
 
 def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,
@@ -136,6 +151,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
 
     draws = start is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
     source, used = (_noise(noise, seed, size, inner, device, eq, levels) if draws else (None, None))
+    watched.batch = size[0]
     x = sde.prior_std(levels[0]) * source.initial() if start is None else start.to(inner)      # type: ignore[union-attr]
     steps_iter: Any = iterate(eq, recipe.solver, x, levels, source)
     if progress:
@@ -154,7 +170,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     eta = "a function" if callable(recipe.eta) else recipe.eta
     explain = (f"{recipe.name}: {type(recipe.solver).__name__} on {type(sde).__name__}, eta={eta}, {len(times) - 1} steps from "
                f"t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), {watched.calls} "
-               f"network calls, {inner} state" + (f" returned as {dtype}" if inner != dtype else "")
+               f"network calls{watched.evaluations}, {inner} state" + (f" returned as {dtype}" if inner != dtype else "")
                + ("; too few steps for the method's full order" if few else ""))
     return SampleInfo(x, watched.calls, tuple(times), torch.stack(trajectory) if record else None, explain, used)
 
@@ -201,6 +217,7 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
     times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)[::-1]
     contracts.state("x", x)
     _check_conditions(conditions, len(x))
+    watched.batch = len(x)
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     steps_iter: Any = iterate(eq, recipe.solver, x.to(inner), sde.levels(times))
     if progress:
@@ -334,7 +351,7 @@ def _times(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None, g
     budget = contracts.integer("nfe", nfe, 1)
     calls = lambda n: count_calls(recipe, eq.sde, build(eq.sde, n, t_start, t_end))
     if recipe.solver.adaptive:
-        raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= (output times) and rtol=.")
+        raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= and its tolerance.")
     low, high = 1, budget
     if calls(1) > budget:
         raise ValueError(f"nfe={nfe}: one step of {recipe.name} takes {calls(1)} network calls; expected nfe >= {calls(1)}.")

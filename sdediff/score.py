@@ -179,6 +179,12 @@ class NetworkScore:
         return dataclasses.replace(self, conditions={k: v[start:stop] if isinstance(v, Tensor) and v.ndim else v
                                                      for k, v in self.conditions.items()})
 
+    def _conditions(self, rows: int) -> dict[str, Any]:
+        """The conditions of ``rows`` states. Conditions of B samples are repeated for n B states, n of every sample in blocks of B: row r
+        belongs to sample r % B. Any other mismatch is the network's to refuse."""
+        several = lambda v: isinstance(v, Tensor) and v.ndim > 0 and 0 < len(v) < rows and rows % len(v) == 0
+        return {k: v.repeat(rows // len(v), *[1] * (v.ndim - 1)) if several(v) else v for k, v in self.conditions.items()}
+
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         m = level.to(x)
         scale = (m.sigma**2 + (m.alpha * self.sigma_data)**2)**0.5 if self.predicts == "edm" else 1.0
@@ -195,7 +201,7 @@ class NetworkScore:
         if fed is x and x.is_inference():              # no version counter tells whether the network wrote into it
             fed = x.clone()
         version = None if fed.is_inference() else fed._version
-        out = self.network(fed, self._time(level, len(x), dtype, x.device), **self.conditions)
+        out = self.network(fed, self._time(level, len(x), dtype, x.device), **self._conditions(len(x)))
         where = f"network {self.name} at t={_show(level.t)}"
         out = _returned(where, out, x)
         if version is not None and fed._version != version:
@@ -228,7 +234,8 @@ def from_network(network: Callable[..., Any], predicts: str = "eps", *, time_inp
     time_input : what c is. "t" (default), "lam" (log(alpha/sigma)), "sigma", "index" (the DDPM integer of a chain process:
         int64 at a knot, a fraction between knots), "edm" (log(sigma/alpha)/4, the default with predicts="edm"), or a function
         of the level.
-    conditions : passed by keyword; tensors have a leading batch axis. ``sample(..., conditions=...)`` adds to them.
+    conditions : passed by keyword; tensors have a leading batch axis, and are repeated where a method asks about several states of each
+        sample at once (in blocks of the batch). ``sample(..., conditions=...)`` adds to them.
 
     Raises TypeError or ValueError on a wrong argument; faults of the network at a call raise ``NetworkError``.
     """

@@ -42,7 +42,8 @@ def test_the_report_has_a_row_for_every_method():
     assert len(lines) == len(methods()) + 1 and all(line.startswith(name) for line, name in zip(lines[1:], methods()))
 
 
-@pytest.mark.parametrize("name", [n for n in methods() if not n.startswith(("scipy", "torchsde", "mala", "rosenbrock"))])
+@pytest.mark.parametrize("name", [n for n in methods() if not n.startswith(("scipy", "torchsde", "torchdiffeq", "mala", "rosenbrock", "rk45", "dopri5", "rk23",
+                                                                            "gotta-go-fast"))])
 def test_every_linear_method_prints_its_tableau(name):
     text = tableau(name, steps=2, **({"steps_per_level": 2} if name == "annealed-langevin" else {}))
     assert "D0 = eps(t=1; +1 x)" in text or name in ("langevin", "annealed-langevin")
@@ -50,7 +51,7 @@ def test_every_linear_method_prints_its_tableau(name):
     assert ("z0" in text) == ENTRIES[name].stochastic
 
 
-@pytest.mark.parametrize("name", ["scipy-rk45", "torchsde-euler", "mala", "rosenbrock-2"])
+@pytest.mark.parametrize("name", ["scipy-rk45", "torchsde-euler", "mala", "rosenbrock-2", "rk45", "gotta-go-fast"])
 def test_a_method_without_a_table_says_so(name):
     with pytest.raises(TypeError, match="table"):
         tableau(name)

@@ -25,15 +25,17 @@ GIVEN = {"mala": lambda target: method("mala", density=target.log_prob),
 VARIANTS = {"ddim-eta": method("ddim", eta=0.5), "ddpm-beta": method("ddpm", variance="beta"), "eab-3-x0": method("eab-3", form="x0"),
             "dpm++2m-sde-half": method("dpm++2m-sde", eta=0.5),
             "euler-maruyama-falling": method("euler-maruyama", eta=lambda level: 1 / (1 + level.sigma)),
-            "pc-ddim": method("pc", predictor="ddim", corrector_steps=2), "ancestral-euler": method("ancestral", inner="ddim", eta=0.7)}
+            "pc-ddim": method("pc", predictor="ddim", corrector_steps=2), "ancestral-euler": method("ancestral", inner="ddim", eta=0.7),
+            "picard-ddpm": method("picard", inner="ddpm"), "picard-heun": method("picard", inner="heun")}
 METHODS = {name: GIVEN.get(name, name) for name in sdediff.methods()} | VARIANTS
 
-FORWARD_ONLY = "torchsde integrates forward in its time alone, so there is no step upwards"
+SHARED = {"batch": "one error norm, and so one step size, is shared by the whole batch"}
+NUMPY = SHARED | {"budget": "no gradient passes through numpy"}
+FIXED_STEPS = SHARED | {"budget": "the gradient holds the step sizes fixed, and so is right to the tolerance alone (test_external.py)"}
 COARSE = "of order 1, with an error constant so large that 64 steps miss the bound"
 EXPECTED = {
-    "scipy-rk45": {"batch": "one error norm, and so one step size, is shared by the whole batch",
-                   "budget": "no gradient passes through numpy"},
-    "torchsde-euler": {"reversal": FORWARD_ONLY},
+    "scipy-rk45": NUMPY, "scipy-dop853": NUMPY, "scipy-lsoda": NUMPY,
+    "torchdiffeq-dopri5": FIXED_STEPS, "torchdiffeq-dopri8": FIXED_STEPS, "torchdiffeq-bosh3": FIXED_STEPS,
     "reverse-diffusion": {"reversal": "it runs the forward transition backwards; a step upwards has none"},
     "rosenbrock-1": {"marginals": COARSE, "reversal": COARSE},
     "mala": {"invariance": "the acceptance reads one coordinate of a noise, which a rotation mixes with the others"},

@@ -19,7 +19,7 @@ from scipy.integrate import solve_ivp
 
 from sdediff import VPSDE, RectifiedFlow, ReverseSDE, encode, from_network, grids, iterate, method, sample
 from sdediff.random import Noise, WhiteNoise
-from sdediff.solvers import DDIM, IPNDM, AdamsBashforth, Ancestral, Exploded, Exponential, State, UniPC, dpm_solver
+from sdediff.solvers import DDIM, IPNDM, AdamsBashforth, Ancestral, Exploded, Exponential, State, dpm_solver, unipc
 from sdediff.solvers.exponential import advance, weights
 from sdediff.solvers.multistep import lagrange_integrals
 from sdediff.solvers.onestep import EULER, HEUN, MIDPOINT, RK4, EulerMaruyama, RungeKutta, StochasticHeun
@@ -265,7 +265,7 @@ def test_unipc(build, reading, order, kernel, x0):
     ours = [State(_x("double"))]
     for k, (t, s) in enumerate(pairwise(levels)):
         p = min(order, n - k) if clean else order
-        ours.append(UniPC(p, kernel, "x0" if x0 else "eps").step(eq, ours[-1], t, s, None))
+        ours.append(unipc(p, kernel, "x0" if x0 else "eps").step(eq, ours[-1], t, s, None))
     theirs = _theirs(scheduler, _network(chain), _x(reading))
     assert _gap(theirs[:-1], [state.x for state in ours[:-1]]) < _bound(reading)
     end = ours[-1].x if clean else ours[-1].prediction.x

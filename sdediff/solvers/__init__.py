@@ -1,18 +1,23 @@
 """Solvers, one family a file. A solver moves a state between two noise levels of one equation (``base``)."""
+from .adaptive import BOGACKI_SHAMPINE, DORMAND_PRINCE, AdaptiveRungeKutta, EmbeddedPair, GottaGoFast, StepBudgetError
 from .base import Multistep, Solver, State
-from .chain import DDIM, Ancestral, analytic_variance
-from .exponential import Exponential, SingleStep, UniPC, dpm_solver
-from .external import SciPy, TorchSDE
+from .chain import DDIM, analytic_variance
+from .exponential import Exponential, PredictorCorrector, SingleStep, dpm_solver, unipc
+from .external import SciPy, TorchDiffEq, TorchDiffEqFixed, TorchSDE, TorchSDEForm, as_torchsde
 from .langevin import Langevin
-from .multistep import IPNDM, AdamsBashforth
-from .onestep import EULER, HEUN, KUTTA, MIDPOINT, RK4, EulerMaruyama, ReverseDiffusion, RungeKutta, StochasticHeun
+from .multistep import ERSDE, IPNDM, AdamsBashforth, extended_eta
+from .onestep import EULER, HEUN, KUTTA, MIDPOINT, RK4, SRA1, EulerMaruyama, ReverseDiffusion, RungeKutta, StochasticHeun
+from .parallel import Picard
+from .renoising import Ancestral, Churn, Interval, Restart
 from .rosenbrock import Rosenbrock
 from .tracing import Form, Table, table
 from .wrappers import Chain, Exploded, Start, started
 
 __all__ = [
-    "DDIM", "EULER", "HEUN", "IPNDM", "KUTTA", "MIDPOINT", "RK4", "AdamsBashforth", "Ancestral", "Chain", "EulerMaruyama", "Exploded",
-    "Exponential", "Form", "Langevin", "Multistep", "ReverseDiffusion", "Rosenbrock", "RungeKutta", "SciPy",
-    "SingleStep", "Solver", "Start", "State",
-    "StochasticHeun", "Table", "TorchSDE", "UniPC", "analytic_variance", "dpm_solver", "started", "table",
+    "BOGACKI_SHAMPINE", "DDIM", "DORMAND_PRINCE", "ERSDE", "EULER", "HEUN", "IPNDM", "KUTTA", "MIDPOINT", "RK4", "SRA1",
+    "AdamsBashforth", "AdaptiveRungeKutta", "Ancestral", "Chain", "Churn", "EmbeddedPair", "EulerMaruyama", "Exploded",
+    "Exponential", "Form", "GottaGoFast", "Interval", "Langevin", "Multistep", "Picard", "PredictorCorrector", "Restart",
+    "ReverseDiffusion", "Rosenbrock", "RungeKutta", "SciPy", "SingleStep", "Solver", "Start", "State", "StepBudgetError",
+    "StochasticHeun", "Table", "TorchDiffEq", "TorchDiffEqFixed", "TorchSDE", "TorchSDEForm", "analytic_variance", "as_torchsde",
+    "dpm_solver", "extended_eta", "started", "table", "unipc",
 ]

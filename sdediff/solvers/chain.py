@@ -1,4 +1,4 @@
-r"""The discrete chain samplers, DDPM and DDIM, between any two levels; and ancestral sampling by any one-step solver.
+r"""The discrete chain samplers, DDPM and DDIM, between any two levels.
 
 With h = lambda_s - lambda_t and fresh = 1 - e^{-2h}, the share of the noise at t that a forward step s -> t has put there,
 
@@ -100,45 +100,3 @@ def analytic_variance(sde: SDE, score: Score, data: Tensor, *, seed: int = 0) ->
             x = level.alpha * data + level.sigma * WhiteNoise(seed, data.shape, dtype=data.dtype, device=data.device).initial()
             return float((score(x, level).x0 - data).square().mean())
     return variance
-
-
-@dataclass(frozen=True)
-class Ancestral(Solver):
-    """A one-step deterministic solver stepped below s, and lifted back to s by fresh noise: x/alpha from kappa_t down to kappa_m, then
-    noise of standard deviation ``eta`` kappa_s sqrt(1 - (kappa_s/kappa_t)^2), kappa = sigma/alpha. With DDIM inside it is DDIM(eta).
-    k-diffusion's "ancestral" samplers. A solver with memory is refused: re-noised states do not lie on one path, and the output's variance
-    would be wrong (37 % too large for a two-step method)."""
-
-    inner: Solver
-    eta: float = 1.0
-
-    noise = "always"
-    strong_order = None
-
-    @property
-    def adaptive(self) -> bool:                                                              # type: ignore[override]
-        return self.inner.adaptive
-
-    def __post_init__(self) -> None:
-        real("eta", self.eta, 0.0, 1.0)
-        if self.inner.remembers or self.inner.noise == "always":
-            raise ValueError(f"inner={self.inner!r}: expected a deterministic one-step solver inside Ancestral, such as Exploded(HEUN); a "
-                             "multistep method takes its noise from the equation, ReverseSDE(eta=1).")
-
-    @property
-    def order(self) -> int | None:                                                           # type: ignore[override]
-        return self.inner.order if self.eta == 0 else 1
-
-    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
-        if s.sigma == 0:
-            return self.inner.step(eq, state, t, s, noise)
-        kappa = s.sigma / s.alpha
-        share = self.eta**2 * -math.expm1(2 * (t.lam - s.lam))
-        # from alpha = 0 with eta = 1 all noise is fresh, and the level below is the clean one
-        middle = eq.sde.at(0.0) if share >= 1 else eq.sde.level_of(s.lam - 0.5 * math.log1p(-share))
-        x = s.alpha / middle.alpha * self.inner.step(eq, State(state.x), t, middle, noise).x
-        return State(x + s.alpha * kappa * math.sqrt(share) * noise.unit(t, s))              # type: ignore[union-attr]
-
-    def accepts(self, eq: ReverseSDE) -> None:
-        if not eq.is_ode:
-            raise ValueError(f"eta={eq.eta!r}: Ancestral carries its own eta={self.eta}; expected an equation with eta=0.")

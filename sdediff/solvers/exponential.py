@@ -8,18 +8,19 @@ With h = lambda_s - lambda_t, q = 1 + eta^2 and kappa = sigma/alpha, variation o
                 + eta alpha_s sqrt(kappa_t^2 - kappa_s^2) xi,                                                            (5)
 
 and a Lagrange polynomial through evaluations makes them a method: through the last ones a multistep method (``Exponential``), through
-stages inside the step a single-step one (``SingleStep``), through the predicted level too a corrector (``UniPC``). A shorter memory
-gives the lower order without a branch. The weights follow from the moments of the kernel, in closed form by phi functions.
+stages inside the step a single-step one (``SingleStep``), through the predicted level too a corrector (``PredictorCorrector``). A shorter
+memory gives the lower order without a branch. The weights follow from the moments of the kernel, in closed form by phi functions.
 
 References: Hochbruck & Ostermann 2010; Song et al. 2021a (DDIM: order 1); Lu et al. 2022a (arXiv:2206.00927, DPM-Solver) and 2022b
 (arXiv:2211.01095, DPM-Solver++ and SDE-DPM-Solver++); Zhang & Chen 2023 (arXiv:2204.13902, exponential Adams-Bashforth, DEIS);
-Zhao et al. 2023 (arXiv:2302.04867, UniPC); Xue et al. 2023 (SA-Solver, eq. 4); Gonzalez et al. 2023 (eq. 5).
+Zhao et al. 2023 (arXiv:2302.04867, UniPC); Xue et al. 2023 (arXiv:2309.05019, SA-Solver); Gonzalez et al. 2023 (arXiv:2305.14267, SEEDS).
 """
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,12 +81,26 @@ def advance(x: Any, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], form: s
     h, q = s.lam - t.lam, 1 + eta**2
     places = [level.lam - t.lam for level, _ in nodes]
     if form == "x0":
-        x, scale, w = s.sigma / t.sigma * math.exp(-eta**2 * h) * x, s.alpha, weights(places, h, q, kernel)
+        scale, w = s.alpha, weights(places, h, q, kernel)
     else:                                       # alpha_s kappa_t e^{-u} = sigma_s e^{h - u}: the kernel of (4) with q = -1
-        x, scale, w = s.alpha / t.alpha * x, q * s.sigma, weights(places, h, -1.0, kernel)
+        scale, w = q * s.sigma, weights(places, h, -1.0, kernel)
+    x = gain(t, s, form, eta) * x
     for w_j, (_, value) in zip(w, nodes):
         x = x + scale * w_j * value
     return x
+
+
+def noise_std(t: NoiseLevel, s: NoiseLevel, form: str, eta: float) -> float:
+    """Standard deviation of the noise that (4) or (5) adds between t and s."""
+    h = s.lam - t.lam
+    if form == "x0":
+        return s.sigma * math.sqrt(abs(math.expm1(-2 * eta**2 * h)))
+    return eta * s.sigma * math.sqrt(abs(math.expm1(2 * h)))               # sigma_s e^{h} = alpha_s kappa_t
+
+
+def gain(t: NoiseLevel, s: NoiseLevel, form: str, eta: float) -> float:
+    """The linear part of (4) or (5): what is left at s of a displacement of x at t, the evaluations held fixed."""
+    return s.sigma / t.sigma * math.exp(-eta**2 * (s.lam - t.lam)) if form == "x0" else s.alpha / t.alpha
 
 
 def infinite_step(p: Prediction, s: NoiseLevel, xi: Any) -> Any:
@@ -135,17 +150,18 @@ class Exponential(Multistep):
         memory = ((t, self.remember(p)), *state.memory)[:self.nodes]
         x = advance(state.x, t, s, memory, self.form, self.kernel, eta)
         if eta:
-            rate = -2 * eta**2 * h if self.form == "x0" else 2 * h        # sigma_s e^{h} = alpha_s kappa_t
-            x = x + (1.0 if self.form == "x0" else eta) * s.sigma * math.sqrt(abs(math.expm1(rate))) * noise.unit(t, s)  # type: ignore[union-attr]
+            x = x + noise_std(t, s, self.form, eta) * noise.unit(t, s)                       # type: ignore[union-attr]
         return State(x, memory[:self.nodes - 1], p)
 
 
 @dataclass(frozen=True)
 class SingleStep(Solver):
-    """Exponential Runge-Kutta: evaluations at lambda_t + c h, each reached by interpolating through earlier ones.
+    """Exponential Runge-Kutta for any eta: evaluations at lambda_t + c h, each reached by interpolating through earlier ones.
 
-    ``c``: the stages, first 0. ``uses[i]``: which evaluations stage i, and last the whole step, interpolates through. With the right
-    stages few nodes suffice: c = 2/3 makes a linear interpolant third order. Lu et al. 2022a, Alg. 1-2; 2022b, Alg. 1.
+    ``c``: the stages, increasing from 0. ``uses[i]``: which evaluations stage i, and last the whole step, interpolates through. With the
+    right stages few nodes suffice: c = 2/3 makes a linear interpolant third order. A stage carries the noise of its part of the step,
+    exactly as the whole step would end up with it, so that the weak order is 2 from two stages on. With eta = 0: Lu et al. 2022a,
+    Alg. 1-2, and 2022b, Alg. 1; with eta = 1 and eps: Gonzalez et al. 2023 (SEEDS), Alg. 2-4; with x0: k-diffusion's DPM++ SDE.
     """
 
     c: tuple[float, ...]
@@ -154,71 +170,94 @@ class SingleStep(Solver):
     form: str = "eps"
     kernel: str = "exact"
 
-    noise = "never"
-
     def __post_init__(self) -> None:
         integer("order", self.order, 1)
         choice("form", self.form, ("x0", "eps"))
         choice("kernel", self.kernel, KERNELS)
 
+    @property
+    def weak_order(self) -> int:
+        return min(self.order, 2)
+
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         if t.lam == s.lam:
             return state
-        p, h = eq.predict(state.x, t), s.lam - t.lam
+        p, h, eta = eq.predict(state.x, t), s.lam - t.lam, eq.eta_at(t)
         if not math.isfinite(h):
-            return State(infinite_step(p, s, None), (), p)
+            return State(infinite_step(p, s, noise.unit(t, s) if eta and s.sigma else None), (), p)  # type: ignore[union-attr]
         nodes: list[Node] = [(t, getattr(p, self.form))]
-        for c, uses in zip(self.c[1:], self.uses[1:]):
-            level = eq.sde.level_of(t.lam + c * h)
-            x = advance(state.x, t, level, [nodes[j] for j in uses], self.form, self.kernel)
-            nodes.append((level, getattr(eq.predict(x, level), self.form)))
-        return State(advance(state.x, t, s, [nodes[j] for j in self.uses[-1]], self.form, self.kernel), (), p)
+        levels = [t, *(eq.sde.level_of(t.lam + c * h) for c in self.c[1:]), s]
+        inner = noise.within() if eta and len(levels) > 2 else None                          # type: ignore[union-attr]
+        xi: Any = 0.0                           # what the noise so far amounts to at the current stage
+        for k, (below, level) in enumerate(pairwise(levels)):
+            x = advance(state.x, t, level, [nodes[j] for j in self.uses[k + 1]], self.form, self.kernel, eta)
+            if eta:
+                z = (inner.at(k) if inner else noise).unit(below, level)                     # type: ignore[union-attr]
+                xi = gain(below, level, self.form, eta) * xi + noise_std(below, level, self.form, eta) * z
+                x = x + xi
+            if k + 1 < len(self.c):
+                nodes.append((level, getattr(eq.predict(x, level), self.form)))
+        return State(x, (), p)
 
 
 def dpm_solver(order: int, form: str = "eps") -> SingleStep:
-    """DPM-Solver-1, -2, -3 (form "eps") and DPM-Solver++ 2S, 3S (form "x0"), with the papers' stages."""
+    """DPM-Solver-1, -2, -3 (form "eps") and DPM-Solver++ 2S, 3S (form "x0"), with the papers' stages; with eta = 1 SEEDS-1, -2, -3 and
+    DPM++ SDE."""
     return {1: SingleStep((0.0,), ((), (0,)), 1, form), 2: SingleStep((0.0, 1 / 2), ((), (0,), (0, 1)), 2, form, "bh2"),
             3: SingleStep((0.0, 1 / 3, 2 / 3), ((), (0,), (0, 1), (0, 2)), 3, form)}[order]
 
 
 @dataclass(frozen=True)
-class UniPC(Multistep):
-    """UniPC-p: the exponential multistep predictor through p nodes, then a corrector through the predicted level as one more node, whose
-    evaluation the next step starts from. Order p + 1, one evaluation a step (and one at the start). Zhao et al. 2023, Alg. 5-8.
+class PredictorCorrector(Multistep):
+    """The exponential multistep predictor through ``nodes`` evaluations, then a corrector through the predicted level and the latest
+    others, ``corrector`` in all, with the same noise; the next step starts from the evaluation at the predicted state. One evaluation a
+    step (and one at the start), order min(nodes + 1, corrector) on the flow, for any eta.
 
-    ``nodes`` p, ``form`` "x0" or "eps", ``kernel`` "bh1" or "bh2": the choice of B(h), which matters where two nodes meet. The corrector
-    is applied on every step that ends at sigma > 0, the last included.
+    ``corrector`` = nodes + 1 is UniPC-p (``unipc``), for eta = 0 as published: Zhao et al. 2023, Alg. 5-8. With eta (the paper's tau) it is
+    SA-Solver in PEC mode: Xue et al. 2023, Alg. 1. ``form`` "x0" or "eps"; ``kernel`` "exact", or "bh1", "bh2": the choice of B(h), which
+    matters where two nodes meet (SA-Solver's official code takes bh1). Every step that ends at sigma > 0 is corrected, the last included.
     """
 
     nodes: int = 2
-    kernel: str = "bh2"
+    corrector: int = 3
+    kernel: str = "exact"
     form: str = "x0"
-
-    noise = "never"
 
     def __post_init__(self) -> None:
         integer("nodes", self.nodes, 1, 4)
-        choice("kernel", self.kernel, ("bh1", "bh2"))
+        integer("corrector", self.corrector, 1, 5)
+        choice("kernel", self.kernel, ("exact", "bh1", "bh2"))
         choice("form", self.form, ("x0", "eps"))
 
     @property
     def order(self) -> int:                                                                  # type: ignore[override]
-        return self.nodes + 1
+        return min(self.nodes + 1, self.corrector)
 
     @property
     def remembers(self) -> int:                                                              # type: ignore[override]
-        return self.nodes
+        return max(self.nodes, self.corrector - 1)
+
+    @property
+    def starts(self) -> int:
+        return max(0, self.order - 2)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         if t.lam == s.lam:
             return state
-        p, memory = state.prediction, state.memory
+        p, memory, eta = state.prediction, state.memory, eq.eta_at(t)
         if p is None or not memory or memory[0][0] != t:
             p = eq.predict(state.x, t)
             memory = ((t, self.remember(p)), *memory)
         if not math.isfinite(s.lam - t.lam):
-            return State(infinite_step(p, s, None), (), None)
-        x = advance(state.x, t, s, memory[:self.nodes], self.form, self.kernel)
+            return State(infinite_step(p, s, noise.unit(t, s) if eta and s.sigma else None), (), None)  # type: ignore[union-attr]
+        xi = noise_std(t, s, self.form, eta) * noise.unit(t, s) if eta else 0.0              # type: ignore[union-attr]
+        x = advance(state.x, t, s, memory[:self.nodes], self.form, self.kernel, eta) + xi
         p = eq.predict(x, s)
-        memory = ((s, self.remember(p)), *memory[:self.nodes])
-        return State(advance(state.x, t, s, memory, self.form, self.kernel), memory[:self.nodes], p)
+        memory = ((s, self.remember(p)), *memory)[:self.remembers + 1]
+        x = advance(state.x, t, s, memory[:self.corrector], self.form, self.kernel, eta) + xi
+        return State(x, memory[:self.remembers], p)
+
+
+def unipc(order: int, kernel: str = "bh2", form: str = "x0") -> PredictorCorrector:
+    """UniPC-p, of order p + 1."""
+    return PredictorCorrector(integer("order", order, 1, 4), order + 1, kernel, form)

@@ -1,7 +1,8 @@
 r"""One-step methods on the black-box face of the equation, dx = drift dt + diffusion dW, stepping from t to s (dt = s - t < 0).
 
-The noise is additive (g depends on t alone), so Euler-Maruyama has strong order 1 and stochastic Heun weak order 2.
-References: Kloeden & Platen 1992, ch. 10 and 15; Song et al. 2021, App. E (reverse diffusion); Butcher 2016 for the tableaux.
+The noise is additive (g depends on t alone), so Euler-Maruyama has strong order 1, stochastic Heun weak order 2, and the area
+int (W(u) - W(t)) du of the path beside its increment is enough for strong order 3/2. References: Kloeden & Platen 1992, ch. 10 and 15;
+Roessler 2010 (SRA1); Song et al. 2021, App. E (reverse diffusion); Butcher 2016 for the tableaux.
 """
 from __future__ import annotations
 
@@ -44,6 +45,33 @@ class StochasticHeun(Solver):
         dw = noise.increment(t, s)                                                           # type: ignore[union-attr]
         k2 = eq.drift(x + dt * k1 + gt * dw, s)
         return State(x + dt / 2 * (k1 + k2) + (gt + gs) / 2 * dw)
+
+
+@dataclass(frozen=True)
+class SRA1(Solver):
+    """Stages at t and t + 3/4 dt, the second displaced by the area of the path over dt. Strong order 3/2, weak order 2; Ralston's
+    second-order method where eta = 0. Roessler 2010, SIAM J. Numer. Anal. 48, Table 6.3."""
+
+    order = 2
+
+    @property
+    def weak_order(self) -> int:
+        return 2
+
+    @property
+    def strong_order(self) -> float:
+        return 1.5
+
+    def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        if t.t == s.t:
+            return state
+        x, dt, k1, gt, gs = state.x, s.t - t.t, eq.drift(state.x, t), eq.diffusion(t), eq.diffusion(s)
+        middle = eq.at(t.t + 0.75 * dt)
+        if not gt and not gs:
+            return State(x + dt / 3 * (k1 + 2 * eq.drift(x + 0.75 * dt * k1, middle)))
+        dw, area = noise.increment(t, s), noise.area(t, s) / dt                              # type: ignore[union-attr]
+        k2 = eq.drift(x + 0.75 * dt * k1 + 1.5 * gs * area, middle)
+        return State(x + dt / 3 * (k1 + 2 * k2) + gs * dw + (gt - gs) * area)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ solved on a grid in x (cubic splines) by Gauss-Hermite quadrature in z; the erro
 With memory: differences on common paths.
 *Fixed point* (no order: a corrector). A Langevin step on N(0, v) is x -> a x + b z; k of them, a step, have the stationary variance
 v_s = b^2/(1 - a^2), which is that of the discretised Langevin equation, v/(1 - h/(2v)), if and only if a = (1 - h/v)^k for a whole k.
-*Limit.* Richardson: 2^q x_2n - x_n over 2^q - 1 cancels an error h^q. It cannot cancel a limit that is wrong.
+*Limit.* Richardson: 2^q x_2n - x_n over 2^q - 1 cancels an error h^q; Aitken's three-term rule one of any order. Neither can cancel a
+limit that is wrong.
 *Smoothness.* In float64 the result is a smooth function of a knot: its second difference over 1e-6 in lambda is 1e-10 at most. Coefficients
 formed in float32 leave 1e-8.
 *Invariance.* With x0 = E[x_0|x]: rotating data, start and noise rotates the result. A method that is exact on every point mass commutes
@@ -53,7 +54,19 @@ from ..sampling import count_calls, encode, iterate, sample, sample_info
 from ..score import NetworkError, Prediction, from_network
 from ..sde import EDMSDE, SDE, VESDE, VPSDE, NoiseLevel, RectifiedFlow, SubVPSDE
 from ..solvers import DDIM, Solver, State, table
-from .measure import FLOOR, MIDWAY, Convergence, KnotPath, Law, Problem, affine_laws, gaussian_problem, mixture_problem, strong_convergence
+from .measure import (
+    FLOOR,
+    MIDWAY,
+    Convergence,
+    Law,
+    Problem,
+    affine_laws,
+    gaussian_problem,
+    knot_path,
+    mixture_problem,
+    overlap_problem,
+    strong_convergence,
+)
 from .report import Finding, NotApplicable, Report, Result, Suite, at_least, at_most, holds
 
 F64, F32 = torch.float64, torch.float32
@@ -239,7 +252,7 @@ def seed(s: Subject) -> Iterator[Finding]:
         yield at_most("another seed gives the same bits", _gap(a, other), 0.0)
         return
     if not s.solver.looks_ahead:                # one that looks ahead draws for several steps in one
-        yield at_least("steps that draw, of all but the last", len(set().union(*log.values())), SHORT - 1)
+        yield at_least("steps that draw", len(set().union(*log.values())), 1)
         yield at_most("steps that share a draw", max(len(steps) for steps in log.values()), 1)
     yield at_least("another seed gives another result", _gap(a, other), 1e-3)
     with torch.random.fork_rng(devices=[]):
@@ -556,19 +569,32 @@ def order(s: Subject) -> Iterator[Finding]:
 
 
 def _tolerances(s: Subject) -> Iterator[Finding]:
-    problem, errors = mixture_problem(), []
-    for rtol in (1e-3, 1e-5, 1e-7):
+    problem, errors, tolerances = mixture_problem(), [], _affordable(s, (1e-3, 1e-5, 1e-7))
+    for rtol in tolerances:
         recipe = _at_tolerance(s.flow, rtol)
         end = s.run(problem.start(1.0), _grid(2), target=problem.target, recipe=recipe)
         errors.append(_rms(end - problem.solution(1.0, VP.t_min)))
         yield at_most(f"error at rtol={rtol:g}", errors[-1], 100 * rtol)
-    yield at_least("error at rtol=1e-3 over error at 1e-7", errors[0] / errors[-1], 100)
+    first, last = tolerances[0], tolerances[-1]
+    yield at_least(f"error at rtol={first:g} over error at {last:g}", errors[0] / errors[-1], math.sqrt(first / last))
+
+
+def _affordable(s: Subject, tolerances: Sequence[float]) -> list[float]:
+    """Those that a sample reaches within 3000 network calls, or the loosest: the work of a method of low order, which grows as
+    tolerance^(-1/p), is predicted from that at 1e-3 and 1e-5."""
+    problem, counts = mixture_problem(), []
+    for rtol in (1e-3, 1e-5):
+        calls: list[NoiseLevel] = []
+        score = lambda x, level, calls=calls: calls.append(level) or problem.target.score(x, level)
+        s.run(problem.start(1.0)[:1], _grid(2), target=problem.target, score=score, recipe=_at_tolerance(s.flow, rtol))
+        counts.append(len(calls))
+    rate = math.log(counts[1] / counts[0]) / math.log(100)
+    return [rtol for rtol in tolerances if counts[1] * (1e-5 / rtol)**rate <= 3000] or [max(tolerances)]
 
 
 def _strong(s: Subject) -> Finding:
-    steps, finest, paths = ((16, 32, 64, 128), 1024, 400) if s.full else ((16, 32, 64), 512, 200)
-    source = lambda seed, shape: KnotPath(seed, shape, _grid(finest))
-    problem = gaussian_problem()
+    steps, finest, paths = ((32, 64, 128, 256), 2048, 400) if s.full else ((32, 64, 128), 1024, 200)
+    source, problem = (lambda seed, shape: knot_path(seed, shape, finest)), overlap_problem()
     measured = strong_convergence(s.recipe(problem.target), problem, steps=steps, finest=finest, paths=paths, source=source)
     distances = " ".join(f"{e:.1e}" for e in measured.errors)
     return at_least(f"strong order on one path, distances {distances}", measured.order, (s.strong or 0) - 0.25)
@@ -584,9 +610,9 @@ def limit(s: Subject) -> Iterator[Finding]:
     if s.flow is None or (s.order is None and not s.tolerance):
         raise NotApplicable("it has no limit on the flow; its law is measured")
     if s.tolerance:
-        recipe = _at_tolerance(s.flow, 1e-9)
-        end = s.run(mixture_problem().start(1.0), _grid(2), target=mixture_problem().target, recipe=recipe)
-        yield at_most("error at rtol=1e-9", _rms(end - mixture_problem().solution(1.0, VP.t_min)), 1e-6)
+        rtol = min(_affordable(s, (1e-5, 1e-9)))
+        end = s.run(mixture_problem().start(1.0), _grid(2), target=mixture_problem().target, recipe=_at_tolerance(s.flow, rtol))
+        yield at_most(f"error at rtol={rtol:g}", _rms(end - mixture_problem().solution(1.0, VP.t_min)), max(1e-6, 10 * rtol))
         return
     for problem, t_start in _cases(s):
         exact = problem.solution(t_start, VP.t_min)
@@ -612,11 +638,14 @@ def affine_probe(s: Subject) -> Iterator[Finding]:
     laws = [affine_laws(s.recipe(), VP, _grid(n))[-1] for n in steps]
     measured = [np.array([law.variance - law.exact_variance]) for law in laws]
     yield from _weak("the variance on a Gaussian", steps, measured, s.weak, 0.1 if s.full else 0.15, 4)
-    if s.solver.remembers:
+    if s.solver.remembers or s.solver.looks_ahead:          # no step stands alone
         yield from _common_paths(s)
         return
     counts = (16, 32, 64, 128) if s.full else (16, 32, 64)
-    yield from _weak("E cos on two modes", counts, [_weak_error(s, _grid(n)) for n in counts], s.weak, 0.25, 2)
+    errors = [_weak_error(s, _grid(n)) for n in counts]
+    if np.abs(_weak_error(s, _grid(counts[-1]), nodes=13) - errors[-1]).max() > 0.05 * np.abs(errors[-1]).max():
+        raise NotApplicable("the noise of one step carries it over the ridge between the modes, where quadrature does not converge")
+    yield from _weak("E cos on two modes", counts, errors, s.weak, 0.25, 2)
 
 
 def _weak(what: str, steps: Sequence[int], errors: Sequence[np.ndarray], p: int, slack: float, better: float) -> Iterator[Finding]:
@@ -628,7 +657,9 @@ def _weak(what: str, steps: Sequence[int], errors: Sequence[np.ndarray], p: int,
         yield at_most(f"weak error of {text}", sizes[-1], 1e-9)
         return
     yield at_least(f"weak order of {text}", Convergence(tuple(steps), sizes).order, p - slack)
-    left = min(size((2**(p + j) * errors[-1] - errors[-2]) / (2**(p + j) - 1)) for j in range(2))
+    first, second = errors[-2] - errors[-3], errors[-1] - errors[-2]
+    aitken = errors[-1] - second**2 / np.where(second == first, math.inf, second - first)            # of whatever order
+    left = min(size(aitken), *(size((2**(p + j) * errors[-1] - errors[-2]) / (2**(p + j) - 1)) for j in range(2)))
     yield at_most(f"extrapolated to n=inf: {text}", left, max(1e-8, sizes[-1] / better))
 
 
@@ -659,11 +690,11 @@ def _weak_error(s: Subject, levels: Sequence[NoiseLevel], points: int = 241, nod
     for t, v in reversed(list(pairwise(levels))):
         probe = _Nodes()
         solver.step(eq, State(torch.zeros(1, 1, dtype=F64)), t, v, probe)
+        x = (t.alpha + 8 * math.sqrt(t.alpha**2 * TWINS.variance + t.sigma**2)) * torch.linspace(-1, 1, points, dtype=F64)
         draws = len(probe.seen)
         if draws > 3:
             raise NotApplicable(f"a step draws {draws} noises, too many for quadrature")
         z, w = (torch.from_numpy(v) for v in np.polynomial.hermite_e.hermegauss(nodes if draws < 3 else 7))
-        x = (t.alpha + 8 * math.sqrt(t.alpha**2 * TWINS.variance + t.sigma**2)) * torch.linspace(-1, 1, points, dtype=F64)
         mesh = torch.cartesian_prod(x, *[z] * draws).reshape(-1, draws + 1)
         weight = torch.cartesian_prod(*[w / w.sum()] * draws).reshape(-1, draws).prod(1) if draws else torch.ones(1, dtype=F64)
         out = solver.step(eq, State(mesh[:, :1].contiguous()), t, v, _Nodes([mesh[:, j + 1:j + 2] for j in range(draws)], {})).x
@@ -687,7 +718,7 @@ def _cosines(level: NoiseLevel) -> np.ndarray:
 def _common_paths(s: Subject) -> Iterator[Finding]:
     rows, counts = 4000, (16, 32, 64)
     x = TWINS.sample(VP.at(1.0), (rows, 1), seed=5)
-    path = KnotPath(6, (rows, 1), _grid(counts[-1]))
+    path = knot_path(6, (rows, 1), counts[-1])
     values = [torch.cos(s.run(x, _grid(n), noise=path)) for n in counts]
     error = lambda v: 5 * float(v.std()) / math.sqrt(rows)
     exact = float(_cosines(VP.at(VP.t_min))[0])
@@ -989,7 +1020,7 @@ def refusal(s: Subject) -> Iterator[Finding]:
             yield holds(f"eta={eta!r}: {caught.text[:90]}", caught.hit and "eta" in caught.text)
     for solver in _parts(s.solver):
         for f in dataclasses.fields(solver):
-            for value in _outside(str(f.type)):
+            for value in _outside(f):
                 with _expect(ValueError, TypeError) as caught:
                     dataclasses.replace(solver, **{f.name: value})
                 yield holds(f"{type(solver).__name__}({f.name}={value!r}): {caught.text[:90]}", caught.hit and f.name in caught.text)
@@ -1004,11 +1035,11 @@ def _parts(solver: Any) -> Iterator[Any]:
                 yield from _parts(getattr(solver, f.name))
 
 
-def _outside(kind: str) -> tuple[Any, ...]:
-    """Values outside the declared domain of a field."""
-    names = kind.replace(" ", "").split("|")
+def _outside(f: dataclasses.Field[Any]) -> tuple[Any, ...]:
+    """Values outside the declared domain of a field; ``metadata={"infinite": True}`` admits inf."""
+    names = str(f.type).replace(" ", "").split("|")
     if "float" in names:
-        return (math.nan, math.inf, "x", *(() if "None" in names else (None,)))
+        return (math.nan, *(() if f.metadata.get("infinite") else (math.inf,)), "x", *(() if "None" in names else (None,)))
     if "int" in names:
         return (-1, 2.5, "x", *(() if "None" in names else (None,)))
     return ("no such name", 3) if "str" in names else ()
@@ -1066,7 +1097,7 @@ def interrupt(s: Subject) -> Iterator[Finding]:
     """An interrupt at any call, and a loop left early, leave torch as it was and the next run as a first one."""
     layer = torch.nn.Linear(2, 2)
     fresh = s.sample(x_init=_start(3, 2), seed=1)
-    total = _Calls(lambda x, c: 0.1 * x)
+    total = _Calls(lambda x, c: 0.1 * layer(x))            # the same network: a solver's own steps depend on it
     s.sample(from_network(total), shape=(3, 2), seed=1)
     for k in sorted({1, 2, total.count // 2, total.count}):
         def stop(x: Tensor) -> Any:

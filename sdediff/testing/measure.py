@@ -95,6 +95,14 @@ def mixture_problem(sde: SDE | None = None) -> Problem:
     return Problem("mixture", sde or VPSDE(), GaussianMixture(means, covs, torch.tensor([0.4, 0.6], dtype=torch.float64)))
 
 
+@functools.cache
+def overlap_problem(sde: SDE | None = None) -> Problem:
+    """Two overlapping modes in the plane: nonlinear, so that no scheme shows the order that it has on linear equations alone, and smooth
+    enough for strong orders to show on few steps (no ridge at which paths part)."""
+    means = torch.tensor([[0.7, 0.3], [-0.7, -0.3]], dtype=torch.float64)
+    return Problem("overlap", sde or VPSDE(), GaussianMixture(means, [0.3, 0.3]))
+
+
 class Convergence(NamedTuple):
     """Errors of a method on a sequence of grids, coarse to fine; ``order`` is nan where too few lie above rounding."""
 
@@ -244,6 +252,13 @@ class KnotPath(Noise):
         if abs(self.times[k] - t) > 1e-9 * self.times[0]:
             raise ValueError(f"t={t}: this path is known at {len(self.times)} knots alone, the nearest {self.times[k]}.")
         return self.pairs[k]
+
+
+@functools.lru_cache(maxsize=2)
+def knot_path(seed: int, shape: tuple[int, ...], steps: int, sde: SDE | None = None) -> KnotPath:
+    """A path for log-SNR grids of up to ``steps`` steps, known at their halves and thirds too, where stages lie."""
+    sde = sde or VPSDE()
+    return KnotPath(seed, shape, sde.levels(LogSNR()(sde, 6 * steps)))
 
 
 def strong_convergence(method: str | Method, problem: Problem, *, t_start: float | None = None, t_end: float | None = None,

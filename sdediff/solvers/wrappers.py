@@ -43,7 +43,8 @@ class Chain(Solver):
         return self.corrector.step(eq, self.predictor.step(eq, state, t, s, noise), s, s, noise)
 
     def over(self, levels: Sequence[NoiseLevel]) -> Chain:
-        return dataclasses.replace(self, predictor=self.predictor.over(levels))
+        # the corrector moves the state off the path along which a predictor might have run ahead
+        return self if self.predictor.looks_ahead else dataclasses.replace(self, predictor=self.predictor.over(levels))
 
     def accepts(self, eq: ReverseSDE) -> None:
         self.predictor.accepts(eq)

@@ -1,8 +1,9 @@
-"""The command line: `sdediff compare`, `train`, `sample`, `methods`. What they do is in `runs`; here are words and arguments."""
+"""The command line: `sdediff compare`, `train`, `sample`, `methods`, `bench`. What they do is in `runs`; here are words and arguments."""
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   sdediff compare --data points.csv            your own points, one a row
   sdediff sample runs/two-moons --method heun  draw more from a trained run, without training again
   sdediff methods                              every method with its measured order; methods NAME: its coefficients
+  sdediff bench --quick                        which method, how many calls, which grid? A page of answers in runs/bench
   sdediff compare --help                       every option"""
 COMPARE = """examples:
   sdediff compare --data pinwheel --methods ddim heun dpm++2m --out runs/pinwheel
@@ -45,6 +47,15 @@ METHODS = """examples:
   sdediff methods unipc-3 --steps 5 --process edm --predicts x0"""
 
 
+BENCH = """examples:
+  sdediff bench --quick --jobs 2                              the main methods: 3 minutes
+  sdediff bench --quick --solver mypackage.mymodule:MySolver  your solver in the same table
+  sdediff bench --methods ddim dpm++2m sa-solver:tau=0.5 --nfe 10 20 40 --targets two-moons --out runs/three
+  sdediff bench --quick --scores network:runs/two-moons       a trained run's score: the whole pipeline's error
+  sdediff bench --jobs 2                                      every method, an hour; a line that was stopped goes on when it is given again
+  sdediff bench --quick --print_config > study.yaml           every setting, to be edited, then: sdediff bench --config study.yaml"""
+
+
 class _Usage(Exception):
     """A command line that cannot be read."""
 
@@ -54,6 +65,8 @@ class _Help(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormat
 
 
 class _Parser(ArgumentParser):
+    line = ""                   # as it was typed, where a command records it
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         command = self.prog.split()[-1]
         raise _Usage(f"{' '.join(message.split()).rstrip('.')}. See: sdediff {'' if command == 'sdediff' else command + ' '}--help") from ex
@@ -67,7 +80,8 @@ def _parsers(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, ArgumentPar
     each = {"compare": (_compare_parser(argv), "train, sample by several methods, measure, draw"),
             "train": (_train_parser(argv), "train only"),
             "sample": (_sample_parser(), "draw samples from a trained run"),
-            "methods": (_methods_parser(), "the catalogue of methods, and what each one computes")}
+            "methods": (_methods_parser(), "the catalogue of methods, and what each one computes"),
+            "bench": (_bench_parser(argv), "work and precision of methods on exact targets")}
     commands = parser.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
     for name, (sub, text) in each.items():
         commands.add_subcommand(name, sub, help=text)
@@ -161,6 +175,41 @@ def _methods_parser() -> ArgumentParser:
     return _common(parser)
 
 
+def _bench_parser(argv: Sequence[str]) -> ArgumentParser:
+    parser = _Parser(description="Which method, how many network calls, which grid? Methods on targets whose exact solution is known, "
+                     "error against calls and seconds: a page, a table, one folder.", epilog=BENCH, formatter_class=_Help,
+                     usage="sdediff bench [options]")
+    parser.add_argument("--config", action="config", help="a YAML file of these settings; what follows it on the line overrides it")
+    parser.add_argument("--quick", action="store_true", help="few methods, targets and budgets, not all; lists given replace its own")
+    lists: dict[str, tuple[type, str]] = {
+        "methods": (str, "NAME or NAME:KEY=VALUE,..., see `sdediff methods`"),
+        "solvers": (str, "plug-ins, MODULE:NAME of a Solver class, an instance, a Method, or a function that returns one"),
+        "grids": (str, "own (the method's own on the process), uniform, quadratic, logsnr or karras"),
+        "nfe": (int, "budgets in network calls; a method takes the most steps that fit"),
+        "tolerances": (float, "rtol = atol of the methods that choose their steps"),
+        "processes": (str, "of the exact scores: VPSDE, SubVPSDE, CosineVPSDE, VESDE, EDMSDE, RectifiedFlow"),
+        "targets": (str, "of the exact scores: toys, gaussian, mixture, or plug-ins, MODULE:NAME"),
+        "scores": (str, "exact, and network:FOLDER of trained runs, which bring their own process and target")}
+    metavars = {"processes": "PROCESS", "nfe": "CALLS"}
+    for name, (kind, text) in lists.items():
+        short = {"solvers": ["--solver"], "targets": ["--target"], "scores": ["--score"]}.get(name, [])
+        metavar = metavars.get(name, name.removesuffix("s").upper())
+        parser.add_argument(f"--{name}", *short, type=kind, nargs="*", metavar=metavar, help=text)
+    parser.add_argument("--train", type=bool, help="also train a small network for each process and target (toys)")
+    parser.add_argument("--n", type=int, help="samples of a cell")
+    parser.add_argument("--seed", type=int, help="of starts, noises, exact samples and training")
+    parser.add_argument("--out", type=str, default="runs/bench", help="the folder; finished cells in it are kept")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel processes, one thread each")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    if argv[:1] == ["bench"]:
+        from .bench import full, quick
+        parser.line = shlex.join(["sdediff", *(a if not Path(a).is_absolute() else Path(a).name for a in argv)])
+        said = _said(argv, ("quick",))
+        study = (quick if "--quick" in argv or said.get("quick") == "True" else full)()
+        parser.set_defaults({f.name: list(v) if isinstance(v := getattr(study, f.name), tuple) else v for f in dataclasses.fields(study)})
+    return _common(parser)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code: 0, 2 for a wrong argument (one line on stderr), 130 for an interrupt."""
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -177,8 +226,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             torch.set_num_threads(integer("threads", chosen.threads, 1))
         return COMMANDS[config.command](chosen, commands[config.command])
     except KeyboardInterrupt:
-        print(f"sdediff: interrupted; `sdediff {' '.join(argv)}{'' if '--resume' in argv else ' --resume'}` goes on." if argv[0] in
-              ("compare", "train") else "sdediff: interrupted.", file=sys.stderr)
+        again = {"compare": " --resume", "train": " --resume", "bench": ""}.get(argv[0])
+        print("sdediff: interrupted." if again is None else
+              f"sdediff: interrupted; `sdediff {' '.join(argv)}{'' if '--resume' in argv else again}` goes on.", file=sys.stderr)
         return 130
     except (_Usage, ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
         if "--traceback" in argv:
@@ -255,4 +305,16 @@ def _methods(chosen: Namespace, parser: ArgumentParser) -> int:
     return 0
 
 
-COMMANDS: dict[str, Any] = {"compare": _compare, "train": _train, "sample": _sample, "methods": _methods}
+def _bench(chosen: Namespace, parser: ArgumentParser) -> int:
+    from . import bench
+    if "" not in sys.path:                                          # plug-ins lie in the current folder, unless they are installed
+        sys.path.append("")
+    study = bench.Study(**{f.name: chosen[f.name] for f in dataclasses.fields(bench.Study)})
+    rows = bench.run(study, chosen.out, jobs=chosen.jobs, progress=not chosen.quiet, command=getattr(parser, "line", ""))
+    failed = bench.failures(chosen.out)
+    print(f"{Path(chosen.out) / 'index.html'}: {len({row.cell for row in rows})} cells with {len(rows)} numbers"
+          + (f", {len(failed)} cells that failed or diverged" if failed else "") + ".")
+    return 0
+
+
+COMMANDS: dict[str, Any] = {"compare": _compare, "train": _train, "sample": _sample, "methods": _methods, "bench": _bench}

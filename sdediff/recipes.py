@@ -270,7 +270,7 @@ def _dpmpp_2m_sde(name: str, eta: Eta = 1.0) -> Method:
 
 @_register("dpm++3m-sde")
 def _dpmpp_3m_sde(name: str, eta: Eta = 1.0, start: bool = True) -> Method:
-    """SDE-DPM-Solver++ with three nodes and the coefficients that make it third order on the flow, for any eta (Lu et al. 2022b)."""
+    """SDE-DPM-Solver++ with three nodes, third order on the flow, for any eta; for 20 steps and more (Lu et al. 2022b)."""
     return _multistep(name, Exponential(3, "x0"), start, eta=eta)
 
 

@@ -9,6 +9,7 @@ Nothing in a folder is executed when it is read.
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -40,7 +41,10 @@ CONFIG, CHECKPOINT, METRICS = "config.yaml", "checkpoint.safetensors", "metrics.
 STEPS = {"euler-maruyama": 300, "reverse-diffusion": 300, "torchsde-euler": 300, "pc": 150, "ddpm": 200, "dpm++2m-sde": 100,
          "sde-heun": 100, "euler": 100, "ddim": 100, "dpm-solver-1": 100, "eab-1": 100, "deis-1": 100, "rosenbrock-1": 100,
          "ancestral": 100, "rk4": 20, "dpm-solver-3": 20, "dpm++3s": 20, "langevin": 500,
-         "annealed-langevin": 15, "mala": 300, "scipy-rk45": 1}
+         "annealed-langevin": 15, "mala": 300, "sra1": 100, "torchsde-srk": 100, "dpm++3m-sde": 100, "sa-solver": 60, "er-sde-2": 60,
+         "er-sde-3": 60, "euler-ancestral": 100, "picard": 100, "restart": 20, "gotta-go-fast": 1, "rk45": 1, "dopri5": 1, "rk23": 1,
+         "scipy-rk45": 1, "scipy-dop853": 1, "scipy-lsoda": 1,
+         "torchdiffeq-dopri5": 1, "torchdiffeq-dopri8": 1, "torchdiffeq-bosh3": 1}
 REFERENCE, REFERENCES, FLOORS = "eab-3:steps=60", 3, 8
 DEFAULT_METHODS = ("euler-maruyama", "pc", "ddpm", "ddim", "heun", "dpm++2m")
 _TRAINED = ("data", "process", "process_options", "predicts", "time_input", "network", "training", "seed")
@@ -177,6 +181,22 @@ def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
 
 
 # -- methods with options --------------------------------------------------------------------------------------------------------
+def spelled(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of NAME:KEY=VALUE,...; ValueError where a part has no value."""
+    import yaml
+    name, _, rest = text.partition(":")
+    options: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = (v.strip() for v in part.partition("="))
+        if not equals:
+            raise ValueError(f"method={text!r}: {part!r} has no value; expected NAME:KEY=VALUE,..., such as ddim:steps=50,eta=0.5.")
+        options[key] = yaml.safe_load(value)
+        if isinstance(options[key], str):
+            with contextlib.suppress(ValueError):
+                options[key] = float(options[key])              # 1e-5 is a word in YAML
+    return name, options
+
+
 @dataclass(frozen=True)
 class Entry:
     """A method as a user writes it, NAME or NAME:KEY=VALUE,...: keys are steps, nfe, grid, and the method's own options."""
@@ -188,14 +208,7 @@ class Entry:
     @staticmethod
     def parse(text: str, **given: Any) -> Entry:
         """``given``: steps, nfe or grid said elsewhere; the text comes first. ValueError or TypeError on what no method takes."""
-        import yaml
-        name, _, rest = text.partition(":")
-        options: dict[str, Any] = {}
-        for part in filter(None, rest.split(",")):
-            key, equals, value = part.partition("=")
-            if not equals:
-                raise ValueError(f"method={text!r}: {part!r} has no value; expected NAME:KEY=VALUE,..., such as ddim:steps=50,eta=0.5.")
-            options[key.strip()] = yaml.safe_load(value)
+        name, options = spelled(text)
         budget = {k: v for k, v in given.items() if v is not None} | {k: options.pop(k) for k in ("steps", "nfe", "grid") if k in options}
         if "steps" in budget and "nfe" in budget:
             raise ValueError(f"method={text!r}: steps={budget['steps']}, nfe={budget['nfe']}; expected one of them.")

@@ -43,7 +43,7 @@ def test_a_run_folder(run, capsys):
     assert document["versions"]["sdediff"] == sdediff.__version__ and document["versions"]["torch"] == torch.__version__
     for row in (*document["methods"], document["floor"]):
         for key in ("sliced_w2", "energy", "reference"):
-            assert set(row[key]) == {"value", "stderr"} and np.isfinite(row[key]["value"]) and row[key]["stderr"] > 0
+            assert set(row[key]) == {"value", "low", "high"} and np.isfinite(row[key]["value"]) and row[key]["low"] < row[key]["high"]
     assert 0 < document["floor"]["sliced_w2"]["value"] < 0.5 < document["methods"][1]["sliced_w2"]["value"]     # hardly trained
     assert (run / "samples.png").read_bytes()[:4] == b"\x89PNG" and (run / "trajectory.gif").read_bytes()[:4] == b"GIF8"
     assert (run / "trajectory.gif").stat().st_size < 3e6

@@ -30,7 +30,7 @@ from ..equation import ReverseSDE
 from ..random import Noise
 from ..score import Prediction
 from ..sde import NoiseLevel
-from .base import LONG, Multistep, Solver, State
+from .base import Multistep, Solver, State
 
 Node = tuple[NoiseLevel, Any]           # an evaluation, x0 or eps, and where it was made
 
@@ -119,8 +119,9 @@ class Exponential(Multistep):
 
     ``form``: "x0" (4) or "eps" (5), what is interpolated. ``kernel``: "exact" integrals, or "published" for DPM-Solver++ 2M and 3M as
     printed (x0 form; its third order converges at order 2). Order 1 in x0 form is DDIM (eta = 0) and the DDPM posterior chain
-    (eta = 1). For eta > 0 it has weak order 1, and the exact kernel takes two nodes at most on steps longer than 0.5 in lambda. A step
-    from alpha = 0 or into sigma = 0 has infinite length in lambda and order 1.
+    (eta = 1). For eta > 0 it has weak order 1; there three nodes and more are for steps below 0.5 in lambda (some 20 over the whole span),
+    since the kernel sits at the far end of the step, where a parabola through noisy evaluations has left the data. A step from alpha = 0
+    or into sigma = 0 has infinite length in lambda and order 1.
     """
 
     nodes: int = 2
@@ -149,9 +150,7 @@ class Exponential(Multistep):
         if not math.isfinite(h):
             return State(infinite_step(p, s, noise.unit(t, s) if eta and s.sigma else None), (), p)  # type: ignore[union-attr]
         memory = ((t, self.remember(p)), *state.memory)[:self.nodes]
-        # with noise the kernel sits at the far end of a long step, where a parabola through earlier evaluations has left the data
-        used = memory[:2] if eta and abs(h) > LONG and self.kernel == "exact" else memory
-        x = advance(state.x, t, s, used, self.form, self.kernel, eta)
+        x = advance(state.x, t, s, memory, self.form, self.kernel, eta)
         if eta:
             x = x + noise_std(t, s, self.form, eta) * noise.unit(t, s)                       # type: ignore[union-attr]
         return State(x, memory[:self.nodes - 1], p)

@@ -660,7 +660,8 @@ def _weak(what: str, steps: Sequence[int], errors: Sequence[np.ndarray], p: int,
     first, second = errors[-2] - errors[-3], errors[-1] - errors[-2]
     aitken = errors[-1] - second**2 / np.where(second == first, math.inf, second - first)            # of whatever order
     left = min(size(aitken), *(size((2**(p + j) * errors[-1] - errors[-2]) / (2**(p + j) - 1)) for j in range(2)))
-    yield at_most(f"extrapolated to n=inf: {text}", left, max(1e-8, sizes[-1] / better))
+    # a finest error that passes through zero is no measure: a thousandth of the coarsest will do
+    yield at_most(f"extrapolated to n=inf: {text}", left, max(1e-8, sizes[0] / 1000, sizes[-1] / better))
 
 
 class _Nodes(Noise):

@@ -86,7 +86,7 @@ def run(out: Path, *, methods: Sequence[str] = OURS, only: Sequence[str] = (), g
     from tqdm.auto import tqdm
     for peer, name, problem, nfe, grid in tqdm(runs, desc="peers", disable=not progress, unit="run"):
         rows += keep(peer, name, problem, nfe, grid, out)
-    study._write_csv(out / study.RESULTS, rows)
+    cells.write_text(out / study.RESULTS, study.as_csv(rows))
     page.write(out)
     return rows
 

@@ -194,22 +194,28 @@ def test_intervals_cover_at_their_rate():
 
 
 def test_a_run_folder_becomes_a_file(tmp_path):
-    """The whole way: train a little, measure, write, read; the table holds what the file holds."""
+    """The whole way: train a little, measure, write, read; the table and the page hold what the file holds."""
     job = runs.Job(data="8-gaussians", network=runs.NetworkConfig(width=16, depth=1), training=runs.TrainingConfig(steps=60, batch=64))
-    run, out, said = tmp_path / "run", tmp_path / "out", []
+    run, out = tmp_path / "run", tmp_path / "out"
     runs.prepare(run, "data: 8-gaussians\nseed: 0\n", resume=False, overwrite=False)
     runs.train(job, run, data.load(job.data, seed=0), progress=False)
-    path = budget.write(run, out, method="ddim:steps=5", n=100, repeats=2, levels=3, reference_steps=40, report=said.append)
-    document = json.loads(path.read_text())
-    assert path == out / "budget.json" and [p.name for p in out.iterdir()] == ["budget.json"]
-    assert document["run"] == "run" and str(tmp_path) not in path.read_text()
+    said = budget.write(run, out, ["ddim:steps=5", "heun:steps=3"], n=100, repeats=2, levels=3, reference_steps=40)
+    text = (out / "budget.json").read_text()
+    document, other = json.loads(text)["budgets"]
+    assert str(tmp_path) not in text and other["nfe"] == 6 and document["run"] == "run"
     assert {"run", "metric", "unit", "ingredients", "total", "floor"} <= document.keys()
     assert [i["name"] for i in document["ingredients"]] == [*NAMES, "Monte Carlo"]
     assert all(i["low"] <= i["value"] <= i["high"] and i["how"] for i in document["ingredients"])
     assert document["total_low"] <= document["total"] <= document["total_high"] and document["nfe"] == 5
     values = {i["name"]: i["value"] for i in document["ingredients"]}
     assert values["score error"] > 0.05 > values["prior mismatch"]                      # a network of 60 steps knows little
-    assert f"{values['score error']:.3g}" in re.search("score error.*", said[0]).group()
+    assert f"{values['score error']:.3g}" in re.search("score error.*", str(said[0])).group()
+    page = (out / "README.md").read_text()
+    assert page.count("made exact by") == 2 and "What was run" not in page and len(list((out / "figures").iterdir())) == 2
+    (out / "stray.txt").touch()
+    assert len(budget.write(run, out, n=100, repeats=2, levels=3, reference_steps=40)) == 1         # a benchmark's folder is gone on with
+    with pytest.raises(FileExistsError, match="not a benchmark"):
+        budget.write(run, run)
     assert document["score_kl"]["value"] > 0.1
     with pytest.raises(ValueError, match="no config"):
         budget.write(tmp_path / "none", out)

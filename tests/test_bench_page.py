@@ -117,7 +117,7 @@ STUDY = {"command": "sdediff bench --quick --out <here>", "versions": {"sdediff"
 def written(tmp_path_factory):
     """The folder, its rows, and the page parsed."""
     rows = study()
-    folder = save(tmp_path_factory.mktemp("bench"), rows, study=STUDY, budget=BUDGET)
+    folder = save(tmp_path_factory.mktemp("bench"), rows, study=STUDY, budget={"budgets": [BUDGET]})
     (folder / "samples").mkdir()
     for r in rows:
         if r.target == "8-gaussians" and r.method in ("ddim", "ddpm"):

@@ -42,10 +42,8 @@ Durkan, Murray & Ermon 2021 (arXiv:2101.09258); Bonneel et al. 2015 (sliced W2);
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -64,6 +62,7 @@ from ..score import Score
 from ..sde import SDE, NoiseLevel
 from ..targets import Target
 from ..testing.measure import KnotPath
+from . import cells, study
 
 REFERENCE, FINE = "eab-4", 128          # the flow: median error about 1e-6 on the toys, RMS 1e-5 (paths that part at a ridge)
 FINER = 8                               # of a stochastic method
@@ -291,7 +290,7 @@ def _key(*words: Any) -> int:
 # -- the budget -----------------------------------------------------------------------------------------------------
 def measure(model: str | Path | tuple[SDE, Score], target: Target | None = None, *, method: str | Method = "dpm++2m",
             steps: int | None = None, nfe: int | None = None, grid: Any = None, n: int = 2000, repeats: int = 8, seed: int = 0,
-            reference_steps: int = FINE, levels: int = 24) -> Budget:
+            reference_steps: int = FINE, levels: int = 24, progress: bool = False) -> Budget:
     """The error budget of a model under one sampler.
 
     Parameters
@@ -304,6 +303,7 @@ def measure(model: str | Path | tuple[SDE, Score], target: Target | None = None,
     reference_steps : of the fine solver (``eab-4`` on the process's own grid; at most a chain's knots). A stochastic method is its own
         reference, on its grid 8 times refined, which keeps about an eighth of its error (strong order 1).
     levels : of the score error by level.
+    progress : show a progress bar.
 
     Costs per repeat: two runs of the reference, one of them with the network, and three of the sampler. Raises ValueError for a run without
     an exact target (a table or images), and for a stochastic method that chooses its steps or whose noise is no increment of a path
@@ -356,7 +356,8 @@ def measure(model: str | Path | tuple[SDE, Score], target: Target | None = None,
     rows: list[dict[str, dict[str, float]]] = []
     seen, floor = [], []
     shape = (n, *target.event)
-    for k in range(repeats):
+    from tqdm.auto import tqdm
+    for k in tqdm(range(repeats), desc=f"budget of {recipe.name}", unit="repeat", disable=not progress, leave=False):
         key = _key(seed, k)
         z = sde.prior_std() * WhiteNoise(key, shape, dtype=torch.float64).normal()
         onto = onto_marginal(z, sde, target)
@@ -425,15 +426,15 @@ def _compare(end: Tensor, exact: Tensor, instead: dict[str, Tensor]) -> dict[str
                                                                          "total, common starts": row(whole, exact)}
 
 
-def write(run: str | Path, out: str | Path, *, report: Callable[[str], None] | None = None, **options: Any) -> Path:
-    """Measure the run in the folder ``run`` and write ``out``/budget.json; returns its path. ``options`` go to ``measure``; ``report`` is
-    given the table. The file appears whole or not at all."""
-    budget = measure(Path(run), **options)
-    if report is not None:
-        report(str(budget))
-    path = Path(out) / "budget.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(budget.document(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+def write(run: str | Path, out: str | Path, methods: Sequence[str] = ("dpm++2m",), *, progress: bool = False,
+          **options: Any) -> list[Budget]:
+    """Measure the run in the folder ``run`` under each of ``methods``, write ``out``/budget.json and the page of the benchmark in ``out``
+    (a new folder, or one that holds a benchmark), and return the budgets. ``options`` go to ``measure``."""
+    from . import page
+    if not methods:
+        raise ValueError("methods=(): nothing to account for; expected samplers such as ['dpm++2m', 'ddim:steps=50'].")
+    folder = study.claimed(out)
+    budgets = [measure(Path(run), method=method, progress=progress, **options) for method in methods]
+    cells.write_json(folder / study.BUDGET, {"budgets": [budget.document() for budget in budgets]})
+    page.write(folder)
+    return budgets

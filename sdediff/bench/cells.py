@@ -16,7 +16,8 @@ Everything is float64; a network is cast to it.
     all others               ``metrics.compare``: distances of samples to as many exact samples, with their ``metrics.floors``, the
                              same number for two exact sets
 
-Intervals hold at 95 %: for the RMSE by the central limit theorem on the squared distances, for the median by the ranks n/2 +- 0.98 sqrt(n).
+Intervals hold at 95 %: for the RMSE by the central limit theorem for the logarithm of the mean squared distance (a factor, since distances
+are skewed and error axes logarithmic), for the median by the ranks n/2 +- 0.98 sqrt(n).
 Network calls are counted by a wrapper around the score. ``seconds`` is the median of three runs where one is short. A method that diverges
 (NaN, or samples beyond ``ASTRAY``) has infinite errors and its error recorded.
 
@@ -189,7 +190,7 @@ def entrant(source: str, text: str, target: Any = None) -> Entrant:
 
 def law(name: str) -> Any:
     """A target by name, or a plug-in's: an object with ``score`` and ``sample``, or a function that returns one. The library's come
-    anew with every call; ``problem_of`` keeps them."""
+    anew with every call."""
     if ":" not in name:
         return LAWS[choice("target", name, LAWS)]() if name in ("gaussian", "mixture") else toy(choice("target", name, LAWS))
     made = plug_in("target", name)
@@ -300,7 +301,7 @@ def _problem_document(p: Problem) -> dict[str, Any]:
     from .. import __version__
     kind, _, folder = p.score.partition(":")
     return {"format": FORMAT, "sdediff": __version__, **p._asdict(), "score": kind if not folder else f"network:{_checkpoint(folder)}",
-            "sde": _plain(_sde(p)), "span": span(_sde(p)), "target_source": _source(p.target) if ":" in p.target else None}
+            "sde": _plain(sde_of(p)), "span": span(sde_of(p)), "target_source": _source(p.target) if ":" in p.target else None}
 
 
 def definition(cell: Cell) -> dict[str, Any]:
@@ -308,8 +309,8 @@ def definition(cell: Cell) -> dict[str, Any]:
     method = entrant(cell.source, cell.method).method
     return _problem_document(cell.problem) | {
         "source": cell.source, "solver_source": _source(cell.source) if cell.source != "sdediff" else None, "name": method.name,
-        "solver": _plain(method.solver), "eta": _plain(method.eta), "grid": _plain(grid_of(cell, method, _sde(cell.problem))),
-        "grid_type": grid_name(grid_of(cell, method, _sde(cell.problem))), "nfe": cell.nfe, "tolerance": cell.tolerance}
+        "solver": _plain(method.solver), "eta": _plain(method.eta), "grid": _plain(grid_of(cell, method, sde_of(cell.problem))),
+        "grid_type": grid_name(grid_of(cell, method, sde_of(cell.problem))), "nfe": cell.nfe, "tolerance": cell.tolerance}
 
 
 def identify(cell: Cell) -> str:
@@ -353,7 +354,7 @@ def _process(name: str) -> SDE:
     return process(name)
 
 
-def _sde(p: Problem) -> SDE:
+def sde_of(p: Problem) -> SDE:
     return _process(p.process) if p.score == "exact" else _network(p.score.partition(":")[2])[0]
 
 
@@ -364,7 +365,7 @@ def ground(p: Problem, folder: Path) -> Ground:
 
 @functools.lru_cache(maxsize=4)
 def _ground(p: Problem, folder: str) -> Ground:
-    sde, target = _sde(p), _law(p.target)
+    sde, target = sde_of(p), _law(p.target)
     noisy, clean = sde.levels(span(sde))
     exact = p.score == "exact"
     score: Score = target.score if exact else _network(p.score.partition(":")[2])[1]
@@ -400,10 +401,11 @@ def _flow(sde: SDE, target: Any, score: Score, noisy: NoiseLevel, clean: NoiseLe
 def path_errors(x: Tensor, flow: Tensor) -> dict[str, Estimate]:
     """RMSE and median of the distances of samples to their flow endpoints, with 95 % intervals."""
     square = (x[:len(flow)] - flow).flatten(1).square().sum(1)
-    mean, half = float(square.mean()), 1.96 * float(square.std()) / math.sqrt(len(square))
+    rmse = math.sqrt(float(square.mean()))
+    factor = math.exp(0.98 * float(square.std()) / math.sqrt(len(square)) / rmse**2) if rmse else 1.0
     ordered, m = square.sqrt().sort().values.tolist(), len(square)
     low, high = max(0, math.floor(m / 2 - 0.98 * math.sqrt(m))), min(m - 1, math.ceil(m / 2 + 0.98 * math.sqrt(m)))
-    return {"path_rmse": Estimate(math.sqrt(mean), math.sqrt(max(0.0, mean - half)), math.sqrt(mean + half)),
+    return {"path_rmse": Estimate(rmse, rmse / factor, rmse * factor),
             "path_median": Estimate(statistics.median(ordered), ordered[low], ordered[high])}
 
 

@@ -26,9 +26,9 @@ import numpy as np
 from .. import metrics
 from . import cells, figures, findings, study
 from .findings import KINDS, MOMENT, NAMES, PATH, ROUNDING, SHORT, SLICED, TAIL, Case, Contestant, Ranking, Results, Row, code, number
-from .study import RESULTS, STUDY
+from .study import BUDGET, RESULTS, STUDY
 
-BUDGET, SAMPLES = "budget.json", "samples"
+SAMPLES = "samples"
 
 
 # -- blocks ----------------------------------------------------------------------------------------------------------------------
@@ -219,13 +219,16 @@ def write(out: str | Path) -> Path:
     out = Path(out)
     rows = study.read(out) if (out / RESULTS).is_file() else []
     document = _json(out / STUDY)
-    scores = {score: Results(r for r in rows if r.score == score) for score in dict.fromkeys(r.score for r in rows)}
-    blocks: list[Block] = [Heading(1, "Solvers of score-based diffusion on exact targets: work and precision")]
+    scores = {name: Results(group) for name, group in _grouped(rows).items()}
+    budgets = _budgets(_json(out / BUDGET))
+    alone = bool(budgets) and not rows and not document
+    title = "Whose error is it?" if alone else "Solvers of score-based diffusion on exact targets: work and precision"
+    blocks: list[Block] = [Heading(1, title)]
     blocks += _findings(scores)
-    blocks += _what_ran([r for results in scores.values() for r in results.rows], document)
+    blocks += [] if alone else _what_ran([r for results in scores.values() for r in results.rows], document)
     for score, results in scores.items():
         blocks += _of_a_score(results, score, out, alone=len(scores) == 1)
-    blocks += _budgets(_json(out / BUDGET))
+    blocks += budgets
     blocks += _failures(document)
     folder = out / "figures"
     pictures = [block for block in blocks if isinstance(block, Picture)]
@@ -238,6 +241,19 @@ def write(out: str | Path) -> Path:
     (out / "README.md").write_text(as_markdown(blocks), encoding="utf-8")
     (out / "index.html").write_text(as_html("sdediff bench", blocks), encoding="utf-8")
     return out / "index.html"
+
+
+def _grouped(rows: Sequence[cells.Row]) -> dict[str, list[cells.Row]]:
+    """The rows by score; all networks under one name, unless two of them are of one process and target."""
+    networks: dict[Case, set[str]] = {}
+    for r in rows:
+        if r.score != "exact":
+            networks.setdefault(Case(r.process, r.target), set()).add(r.score)
+    several = len(set().union(*networks.values())) > 1 and all(len(names) == 1 for names in networks.values())
+    found: dict[str, list[cells.Row]] = {}
+    for r in rows:
+        found.setdefault("network" if several and r.score != "exact" else r.score, []).append(r)
+    return found
 
 
 def _json(path: Path) -> Any:
@@ -516,10 +532,9 @@ def _exact(case: Case) -> list[np.ndarray]:
         return []
 
 
-def _budgets(document: Any) -> list[Block]:
-    """budget.json: one budget, or a list of them."""
+def _budgets(document: Mapping[str, Any]) -> list[Block]:
     blocks: list[Block] = []
-    for k, budget in enumerate(document if isinstance(document, list) else [document] if document else []):
+    for k, budget in enumerate(document.get("budgets", [])):
         parts = [_part(i["name"], i) for i in budget.get("ingredients", []) if i.get("value") is not None]
         if not parts:
             continue

@@ -5,6 +5,7 @@ r"""Studies: which cells, run resumably and in parallel, and the table that they
     OUT/ground/<id>.json    flow endpoints and floors of a problem, computed once
     OUT/samples/<id>.npz    some samples of each cell in the plane
     OUT/results.csv         the rows of this study, in the order of its lists: they do not depend on the number of jobs, but for the seconds
+    OUT/budget.json         the error budget of a trained run, where one was asked for
     OUT/study.json          its lists, versions and command, and the cells that failed
     OUT/index.html, README.md, figures/
 
@@ -35,8 +36,9 @@ from ..sde import SDE
 from . import cells
 from .cells import LAWS, PROCESSES, Cell, Problem, Row
 
-RESULTS, STUDY = "results.csv", "study.json"
+RESULTS, STUDY, BUDGET = "results.csv", "study.json", "budget.json"
 OWN = "own"
+NOISY = 3e-2
 EXTERNAL = ("scipy-", "torchdiffeq-", "torchsde-")
 # Another name of rk45; Langevin steps by the hundred; and calls that hold many states each, not to be compared call by call.
 LEFT_OUT = ("dopri5", "annealed-langevin", "picard")
@@ -51,7 +53,8 @@ class Study:
         solvers: plug-ins, MODULE:NAME of a Solver class, an instance, a Method, or a function that returns one.
         grids: "own" (the method's own on the process), uniform, quadratic, logsnr or karras.
         nfe: budgets in network calls; a method takes the most steps that fit.
-        tolerances: rtol = atol of the methods that choose their steps.
+        tolerances: rtol = atol of the methods that choose their steps. One that draws noise takes those from ``NOISY`` up (else the
+            largest): its steps shrink like the tolerance itself, to thousands.
         processes: of the exact scores, by class name.
         targets: of the exact scores: toys, "gaussian", "mixture", or plug-ins, MODULE:NAME.
         scores: "exact", and "network:FOLDER" of trained runs.
@@ -89,7 +92,7 @@ class Study:
         for name in self.processes:
             choice("process", name, PROCESSES)
         for name in self.targets:
-            cells._law(name)
+            cells.law(name)
         for score in self.scores:
             self._check_score(score)
         for k, budget in enumerate(self.nfe):
@@ -121,6 +124,12 @@ class Study:
         """(source, method) of all who take part, plug-ins last."""
         return [("sdediff", text) for text in self.methods] + [(dotted, "") for dotted in self.solvers]
 
+    def _affordable(self, method: recipes.Method) -> Sequence[float]:
+        """The tolerances that a method takes: see ``tolerances``."""
+        if not cells.stochastic(method):
+            return self.tolerances
+        return [v for v in self.tolerances if v >= NOISY] or sorted(self.tolerances)[-1:]
+
     def problems(self, networks: Sequence[str] = ()) -> list[Problem]:
         """The problems of the exact scores, and those of the networks (of the study, and ``networks``, scores made by training)."""
         found = [Problem(process, target, "exact", self.n, self.seed) for process in self.processes for target in self.targets] \
@@ -131,11 +140,11 @@ class Study:
         """The cells, each once, in the order of the lists."""
         found: dict[Any, Cell] = {}
         for problem in self.problems(networks):
-            sde = cells._sde(problem)
+            sde = cells.sde_of(problem)
             for source, text in self.entries:
                 method = cells.entrant(source, text).method
                 if cells.tolerant(method):
-                    for tolerance in self.tolerances:
+                    for tolerance in self._affordable(method):
                         found[source, text, problem, tolerance] = Cell(source, text, OWN, problem, tolerance=tolerance)
                     continue
                 for name in self.grids:
@@ -207,9 +216,7 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True, 
     FileExistsError for a folder that holds something else, and what training raises.
     """
     integer("jobs", jobs, 1)
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / STUDY).is_file())):
-        raise FileExistsError(f"out='{out}' holds something that is not a benchmark; expected a new or empty folder, or one to go on with.")
+    folder = claimed(out)
     cells.write_json(folder / STUDY, _document(study, command, []))
     for stray in folder.glob("*/.*.tmp"):               # of writers that were killed
         stray.unlink(missing_ok=True)
@@ -223,13 +230,22 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True, 
             _run_all(missing, folder, jobs, bar)
     records = [record for identity in wanted if (record := cells.kept(identity, folder)) is not None]
     rows = [row for record in records for row in record.rows]
-    _write_csv(folder / RESULTS, rows)
+    cells.write_text(folder / RESULTS, as_csv(rows))
     failed = [{**_words(wanted[r.id]), "cell": r.id, "error": r.error} for r in records if r.error]
     total = {"cells": len(records), "seconds": sum(record.elapsed for record in records)}
     cells.write_json(folder / STUDY, _document(study, command, failed) | total)
     from . import page
     page.write(folder)
     return rows
+
+
+def claimed(out: str | Path) -> Path:
+    """The folder of a benchmark: new, empty, or one that holds a benchmark. Anything else is a FileExistsError."""
+    folder = Path(out)
+    ours = any((folder / name).is_file() for name in (STUDY, BUDGET))
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not ours)):
+        raise FileExistsError(f"out='{out}' holds something that is not a benchmark; expected a new or empty folder, or one to go on with.")
+    return folder
 
 
 def read(path: str | Path) -> list[Row]:
@@ -253,12 +269,13 @@ def failures(path: str | Path) -> list[dict[str, Any]]:
     return (cells.read_json(Path(path) / STUDY) or {}).get("failures", [])
 
 
-def _write_csv(file: Path, rows: Sequence[Row]) -> None:
+def as_csv(rows: Sequence[Row]) -> str:
+    """The text of a results.csv; floats keep every bit."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Row._fields)
     writer.writerows([["" if v is None else repr(v) if isinstance(v, float) else v for v in row] for row in rows])
-    cells.write_text(file, text.getvalue())
+    return text.getvalue()
 
 
 def _words(cell: Cell) -> dict[str, Any]:

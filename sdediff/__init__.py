@@ -1,8 +1,10 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
 from . import grids, random, solvers, targets
 from .equation import ReverseSDE
+from .latent import decode, denoise_from, interpolate, renoise, round_trip, slerp
+from .likelihood import Bins, Bound, LogProb, bits_per_dim, dequantise, elbo, log_prob
 from .recipes import Method, method, methods
-from .sampling import Path, SampleInfo, encode, iterate, sample, sample_info, simulate
+from .sampling import Path, SampleInfo, encode, iterate, sample, sample_chunks, sample_info, simulate
 from .score import NetworkError, Prediction, from_network, from_score
 from .sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, NoiseLevel, RectifiedFlow, SubVPSDE
 from .solvers import StepBudgetError, as_torchsde
@@ -14,8 +16,11 @@ __all__ = [
     "SDE",
     "VESDE",
     "VPSDE",
+    "Bins",
+    "Bound",
     "CosineVPSDE",
     "LinearSDE",
+    "LogProb",
     "Method",
     "NetworkError",
     "NoiseLevel",
@@ -27,16 +32,28 @@ __all__ = [
     "StepBudgetError",
     "SubVPSDE",
     "as_torchsde",
+    "bits_per_dim",
+    "decode",
+    "denoise_from",
+    "dequantise",
+    "elbo",
     "encode",
     "from_network",
     "from_score",
     "grids",
+    "interpolate",
     "iterate",
+    "log_prob",
     "method",
     "methods",
     "random",
+    "renoise",
+    "round_trip",
     "sample",
+    "sample_chunks",
     "sample_info",
     "simulate",
-    "solvers", "targets",
+    "slerp",
+    "solvers",
+    "targets",
 ]

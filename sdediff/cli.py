@@ -1,4 +1,5 @@
-"""The command line: `sdediff compare`, `train`, `sample`, `methods`, `bench`. What they do is in `runs`; here are words and arguments."""
+"""The command line: `sdediff compare`, `train`, `sample`, `likelihood`, `interpolate`, `methods`, `bench`. What they do is in `runs` and
+`evaluate`; here are words and arguments."""
 from __future__ import annotations
 
 import argparse
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import jsonargparse
 from jsonargparse import ArgumentParser, Namespace
 
+from . import ranks
+
 if TYPE_CHECKING:
     from .data import Dataset
     from .runs import Job
@@ -22,6 +25,8 @@ EXAMPLES = """examples:
   sdediff compare --data digits                the real 8x8 digits
   sdediff compare --data points.csv            your own points, one a row
   sdediff sample runs/two-moons --method heun  draw more from a trained run, without training again
+  sdediff likelihood runs/two-moons            log-likelihood of held-out data, with its error; bits per dimension
+  sdediff interpolate runs/two-moons           a picture of ways through the latent space
   sdediff methods                              every method with its measured order; methods NAME: its coefficients
   sdediff bench --quick                        which method, how many calls, which grid? A page of answers in runs/bench
   sdediff compare --help                       every option"""
@@ -34,11 +39,24 @@ COMPARE = """examples:
 
 The settings below are those for points; digits, and the processes ve, edm and flow, bring defaults of their own:
 sdediff compare --data digits --print_config shows them."""
-TRAIN = """example:
-  sdediff train --data swiss-roll && sdediff sample runs/swiss-roll --method dpm++2m --steps 15"""
+TRAIN = """examples:
+  sdediff train --data swiss-roll && sdediff sample runs/swiss-roll --method dpm++2m --steps 15
+  torchrun --nproc-per-node 4 -m sdediff train --data swiss-roll --device cuda     four GPUs share every batch"""
 SAMPLE = """examples:
   sdediff sample runs/two-moons --method dpm++2m --steps 15 --n 10000 --seed 7
-  sdediff sample runs/two-moons --method ddim:eta=0.5 --nfe 20 --out points.csv"""
+  sdediff sample runs/two-moons --method ddim:eta=0.5 --nfe 20 --out points.csv
+  sdediff sample runs/two-moons --n 10000000 --out x.npy      in chunks, in little memory; interrupted and given again, it goes on
+  torchrun --nproc-per-node 4 -m sdediff sample runs/two-moons -n 10000000 --out x.npy       the same bits, by four processes"""
+
+LIKELIHOOD = """examples:
+  sdediff likelihood runs/two-moons                                 the flow (rk45), the SDE's bound, and the exact law
+  sdediff likelihood runs/two-moons --method dpm++2m:steps=100 --n 1000
+  sdediff likelihood runs/digits --divergence hutchinson --probes 8     fewer backward passes, with an error bar
+  sdediff train --data digits --training.weighting likelihood --training.times likelihood --training.importance true \\
+      --training.dequantise 0.125                                   trained for it, on dequantised pixels"""
+INTERPOLATE = """examples:
+  sdediff interpolate runs/two-moons --n 6
+  sdediff interpolate runs/digits --points 11 --method dpm++2m:steps=40 --seed 3"""
 
 
 METHODS = """examples:
@@ -52,6 +70,7 @@ BENCH = """examples:
   sdediff bench --quick --solver mypackage.mymodule:MySolver  your solver in the same table
   sdediff bench --methods ddim dpm++2m sa-solver:tau=0.5 --nfe 10 20 40 --targets two-moons --out runs/three
   sdediff bench --quick --scores network:runs/two-moons       a trained run's score: the whole pipeline's error
+  sdediff bench --budget runs/two-moons --methods dpm++2m ddim:steps=50    whose fault is what is wrong with its samples
   sdediff bench --jobs 2                                      every method, an hour; a line that was stopped goes on when it is given again
   sdediff bench --quick --print_config > study.yaml           every setting, to be edited, then: sdediff bench --config study.yaml"""
 
@@ -80,6 +99,8 @@ def _parsers(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, ArgumentPar
     each = {"compare": (_compare_parser(argv), "train, sample by several methods, measure, draw"),
             "train": (_train_parser(argv), "train only"),
             "sample": (_sample_parser(), "draw samples from a trained run"),
+            "likelihood": (_likelihood_parser(), "log-likelihood of held-out data under a trained run"),
+            "interpolate": (_interpolate_parser(), "ways between held-out samples through a run's latent space"),
             "methods": (_methods_parser(), "the catalogue of methods, and what each one computes"),
             "bench": (_bench_parser(argv), "work and precision of methods on exact targets")}
     commands = parser.add_subcommands(required=True, dest="command", title="commands", metavar="COMMAND")
@@ -88,9 +109,11 @@ def _parsers(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, ArgumentPar
     return parser, {name: sub for name, (sub, _) in each.items()}
 
 
-def _common(parser: ArgumentParser, progress: bool = False) -> ArgumentParser:
+def _common(parser: ArgumentParser, progress: bool = False, shared: bool = False) -> ArgumentParser:
     if progress:
         parser.add_argument("--threads", type=int, default=1, help="CPU threads; one is fastest for small networks")
+        if shared:
+            parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda; under torchrun each process takes a GPU of its own")
         parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     return parser
@@ -145,7 +168,7 @@ def _compare_parser(argv: Sequence[str]) -> ArgumentParser:
 
 
 def _train_parser(argv: Sequence[str]) -> ArgumentParser:
-    return _common(_job_parser(argv, "Train a score network into a run folder.", TRAIN, "train"), progress=True)
+    return _common(_job_parser(argv, "Train a score network into a run folder.", TRAIN, "train"), progress=True, shared=True)
 
 
 def _sample_parser() -> ArgumentParser:
@@ -156,10 +179,39 @@ def _sample_parser() -> ArgumentParser:
     parser.add_argument("--steps", type=int | None, default=None, help="grid intervals (default: the method's)")
     parser.add_argument("--nfe", type=int | None, default=None, help="a budget of network calls, in place of steps")
     parser.add_argument("--grid", type=str | None, default=None, help="uniform, quadratic, logsnr, karras or ddpm (default: the method's)")
-    parser.add_argument("--n", type=int, default=4000, help="how many samples")
+    parser.add_argument("-n", "--n", type=int, default=4000, help="how many samples (after torchrun -n, as it takes --n for its own)")
     parser.add_argument("--seed", type=int, default=1, help="of the samples; compare uses the seed of the run, 0 by default")
+    parser.add_argument("--chunk", type=int | None, default=None, help="samples drawn at a time, whatever n (default: by their size)")
     parser.add_argument("--out", type=str | None, default=None, help="a .npy or .csv file (default: RUN/samples/METHOD-SEED.npy)")
     parser.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
+    return _common(parser, progress=True, shared=True)
+
+
+def _likelihood_parser() -> ArgumentParser:
+    parser = _Parser(description="The log-likelihood of a run's held-out data, in nats and bits per dimension with standard errors: by the "
+                     "probability flow, and a lower bound by the reverse SDE. A table, and likelihood.json in the run.", epilog=LIKELIHOOD,
+                     formatter_class=_Help, usage="sdediff likelihood RUN [options]")
+    parser.add_argument("run", type=str, metavar="RUN", help="the folder of a trained run")
+    parser.add_argument("--method", type=str, default="rk45", help="of the flow: NAME or NAME:KEY=VALUE,..., see `sdediff methods`")
+    parser.add_argument("--n", type=int, default=200, help="held-out samples")
+    parser.add_argument("--divergence", type=str, default="exact", help="exact, hutchinson or hutch++")
+    parser.add_argument("--probes", type=int | None, default=None, help="of hutchinson and hutch++ (default: 16)")
+    parser.add_argument("--draws", type=int, default=256, help="random times of a sample in the bound")
+    parser.add_argument("--refine", type=bool, default=True, help="also solve with twice the steps or a tenth of the tolerances")
+    parser.add_argument("--t_end", type=float | None, default=None, help="the clean end (default: the process's t_min)")
+    parser.add_argument("--seed", type=int, default=0, help="of noise, probes and times")
+    return _common(parser, progress=True)
+
+
+def _interpolate_parser() -> ArgumentParser:
+    parser = _Parser(description="Held-out samples are encoded by the probability flow, their codes joined by arcs and decoded: "
+                     "interpolation.png in the run, points in the plane or images.", epilog=INTERPOLATE, formatter_class=_Help,
+                     usage="sdediff interpolate RUN [options]")
+    parser.add_argument("run", type=str, metavar="RUN", help="the folder of a trained run")
+    parser.add_argument("--method", type=str, default="heun:steps=60,grid=logsnr", help="NAME or NAME:KEY=VALUE,..., see `sdediff methods`")
+    parser.add_argument("--n", type=int, default=5, help="pairs of samples")
+    parser.add_argument("--points", type=int, default=9, help="of each way, the ends included")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     return _common(parser, progress=True)
 
 
@@ -195,6 +247,8 @@ def _bench_parser(argv: Sequence[str]) -> ArgumentParser:
         short = {"solvers": ["--solver"], "targets": ["--target"], "scores": ["--score"]}.get(name, [])
         metavar = metavars.get(name, name.removesuffix("s").upper())
         parser.add_argument(f"--{name}", *short, type=kind, nargs="*", metavar=metavar, help=text)
+    parser.add_argument("--budget", type=str | None, default=None, metavar="RUN", help="the error budget of a trained run in place of a "
+                        "study: prior, truncation, score, discretisation, Monte Carlo, for each of --methods (dpm++2m)")
     parser.add_argument("--train", type=bool, help="also train a small network for each process and target (toys)")
     parser.add_argument("--n", type=int, help="samples of a cell")
     parser.add_argument("--seed", type=int, help="of starts, noises, exact samples and training")
@@ -207,6 +261,8 @@ def _bench_parser(argv: Sequence[str]) -> ArgumentParser:
         said = _said(argv, ("quick",))
         study = (quick if "--quick" in argv or said.get("quick") == "True" else full)()
         parser.set_defaults({f.name: list(v) if isinstance(v := getattr(study, f.name), tuple) else v for f in dataclasses.fields(study)})
+        if _said(argv, ("budget",)):
+            parser.set_defaults(methods=["dpm++2m"])
     return _common(parser)
 
 
@@ -224,21 +280,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             from .contracts import integer
             torch.set_num_threads(integer("threads", chosen.threads, 1))
+        if config.command not in ("train", "sample") and ranks.launched():
+            raise ValueError(f"sdediff {config.command} is the work of one process; expected it without torchrun.")
         return COMMANDS[config.command](chosen, commands[config.command])
     except KeyboardInterrupt:
-        again = {"compare": " --resume", "train": " --resume", "bench": ""}.get(argv[0])
-        print("sdediff: interrupted." if again is None else
-              f"sdediff: interrupted; `sdediff {' '.join(argv)}{'' if '--resume' in argv else again}` goes on.", file=sys.stderr)
+        again = {"compare": " --resume", "train": " --resume", "sample": "", "bench": ""}.get(argv[0])
+        _say("interrupted." if again is None else
+             f"interrupted; `sdediff {' '.join(argv)}{'' if '--resume' in argv else again}` goes on.")
         return 130
-    except (_Usage, ValueError, TypeError, ImportError, OSError, FloatingPointError) as error:
+    except (_Usage, ValueError, TypeError, ImportError, OSError, FloatingPointError, ranks.RankError) as error:
         if "--traceback" in argv:
             raise
-        print(f"sdediff: error: {' '.join(str(error).split())}", file=sys.stderr)
+        _say(f"error: {' '.join(str(error).split())}")
         return 2
 
 
+def _say(text: str) -> None:
+    """One line on stderr. Of several processes rank 0 says what all find on the command line; each says what it met at work."""
+    rank = ranks.current()
+    if not rank or ranks.working():
+        print(f"sdediff: {f'rank {rank}: ' if rank else ''}{text}", file=sys.stderr)
+
+
 # -- commands -------------------------------------------------------------------------------------------------------------------
-def _begin(command: str, chosen: Namespace, parser: ArgumentParser) -> tuple[Job, Path, Dataset]:
+def _begin(command: str, chosen: Namespace, parser: ArgumentParser,
+           processes: ranks.Ranks = ranks.ALONE) -> tuple[Job, Path, Dataset]:
     """The job, its folder with its config.yaml, and its data: everything that can be refused is refused here."""
     from . import __version__, data, runs
     if chosen.resume and chosen.overwrite:
@@ -251,10 +317,11 @@ def _begin(command: str, chosen: Namespace, parser: ArgumentParser) -> tuple[Job
         job = dataclasses.replace(job, data=str(Path(job.data).resolve()))
         chosen.data = job.data
     out = Path(chosen.out or Path("runs") / Path(dataset.name).stem)
-    kept = Namespace({k: v for k, v in vars(chosen).items() if k not in ("config", "out", "resume", "overwrite", "traceback", "quiet")})
+    own = ("config", "out", "resume", "overwrite", "traceback", "quiet", "device")
+    kept = Namespace({k: v for k, v in vars(chosen).items() if k not in own})
     text = parser.dump(kept, skip_link_targets=True, skip_validation=True)
-    runs.prepare(out, f"# sdediff {__version__}; again: {parser.prog} --config {out / runs.CONFIG} --out NEW\n{text}",
-                 resume=chosen.resume, overwrite=chosen.overwrite)
+    text = f"# sdediff {__version__}; again: {parser.prog} --config {out / runs.CONFIG} --out NEW\n{text}"
+    processes.first(lambda: runs.prepare(out, text, resume=chosen.resume, overwrite=chosen.overwrite))
     return job, out, dataset
 
 
@@ -273,10 +340,12 @@ def _compare(chosen: Namespace, parser: ArgumentParser) -> int:
 
 def _train(chosen: Namespace, parser: ArgumentParser) -> int:
     from . import runs
-    job, out, dataset = _begin("train", chosen, parser)
-    trained = runs.train(job, out, dataset, progress=not chosen.quiet)
-    print(f"{out / runs.CHECKPOINT}: {len(trained.losses)} steps, loss {float(trained.losses[-500:].mean()):.4f} (mean of the last "
-          f"{min(500, len(trained.losses))}). Samples: sdediff sample {out}")
+    with ranks.job(chosen.device) as (processes, device):
+        job, out, dataset = _begin("train", chosen, parser, processes)
+        trained = runs.train(job, out, dataset, progress=not chosen.quiet, ranks=processes, device=device)
+    if not processes.rank:
+        print(f"{out / runs.CHECKPOINT}: {len(trained.losses)} steps, loss {float(trained.losses[-500:].mean()):.4f} (mean of the last "
+              f"{min(500, len(trained.losses))}). Samples: sdediff sample {out}")
     return 0
 
 
@@ -284,9 +353,30 @@ def _sample(chosen: Namespace, parser: ArgumentParser) -> int:
     from . import runs
     from .contracts import integer
     entry = runs.Entry.parse(chosen.method, steps=chosen.steps, nfe=chosen.nfe, grid=chosen.grid)
-    path = runs.draw(Path(chosen.run), entry, integer("n", chosen.n, 1), integer("seed", chosen.seed, 0),
-                     None if chosen.out is None else Path(chosen.out), overwrite=chosen.overwrite, progress=not chosen.quiet)
-    print(path)
+    integer("n", chosen.n, 1), integer("seed", chosen.seed, 0)
+    with ranks.job(chosen.device) as (processes, device):
+        path = runs.draw(Path(chosen.run), entry, chosen.n, chosen.seed, None if chosen.out is None else Path(chosen.out),
+                         chunk=chosen.chunk, overwrite=chosen.overwrite, progress=not chosen.quiet, ranks=processes, device=device)
+    if not processes.rank:
+        print(path)
+    return 0
+
+
+def _likelihood(chosen: Namespace, parser: ArgumentParser) -> int:
+    from . import evaluate, runs
+    entry, run = runs.Entry.parse(chosen.method), Path(chosen.run)
+    document = evaluate.measure(run, entry, chosen.n, divergence=chosen.divergence, probes=chosen.probes, draws=chosen.draws,
+                                refine=chosen.refine, t_end=chosen.t_end, seed=chosen.seed,
+                                progress=not chosen.quiet and sys.stderr.isatty())
+    print(evaluate.report(document))
+    print(evaluate.write(run, document))
+    return 0
+
+
+def _interpolate(chosen: Namespace, parser: ArgumentParser) -> int:
+    from . import evaluate, runs
+    path, error = evaluate.interpolate(Path(chosen.run), runs.Entry.parse(chosen.method), chosen.n, chosen.points, seed=chosen.seed)
+    print(f"{path}: round trip of the ends to {error:.1e} of their size")
     return 0
 
 
@@ -309,6 +399,12 @@ def _bench(chosen: Namespace, parser: ArgumentParser) -> int:
     from . import bench
     if "" not in sys.path:                                          # plug-ins lie in the current folder, unless they are installed
         sys.path.append("")
+    if chosen.budget is not None:
+        from .bench import budget
+        for found in budget.write(chosen.budget, chosen.out, chosen.methods, seed=chosen.seed, progress=not chosen.quiet):
+            print(found, end="\n\n")
+        print(Path(chosen.out) / "index.html")
+        return 0
     study = bench.Study(**{f.name: chosen[f.name] for f in dataclasses.fields(bench.Study)})
     rows = bench.run(study, chosen.out, jobs=chosen.jobs, progress=not chosen.quiet, command=getattr(parser, "line", ""))
     failed = bench.failures(chosen.out)
@@ -317,4 +413,5 @@ def _bench(chosen: Namespace, parser: ArgumentParser) -> int:
     return 0
 
 
-COMMANDS: dict[str, Any] = {"compare": _compare, "train": _train, "sample": _sample, "methods": _methods, "bench": _bench}
+COMMANDS: dict[str, Any] = {"compare": _compare, "train": _train, "sample": _sample, "likelihood": _likelihood,
+                            "interpolate": _interpolate, "methods": _methods, "bench": _bench}

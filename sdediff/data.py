@@ -28,7 +28,8 @@ FEWEST = 20             # rows of a table
 @dataclass(frozen=True)
 class Dataset:
     """Made by ``load``. ``train`` (N, *D) in the network's units; ``axes``, the coordinates' names; ``limit``, how many held-out or
-    fresh samples there are (None: a toy's exact sampler has no end); ``target``, a toy's exact law, in the user's units."""
+    fresh samples there are (None: a toy's exact sampler has no end); ``target``, a toy's exact law, in the user's units; ``bins``, the
+    number, lower and upper end of the bins on whose centres data of a lattice lie (None: data that have a density)."""
 
     name: str
     train: Tensor
@@ -38,6 +39,7 @@ class Dataset:
     draw: Callable[[str, int], Tensor]
     limit: int | None = None
     target: Any = None
+    bins: tuple[int, float, float] | None = None
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -131,7 +133,7 @@ def _digits() -> Dataset:
         raise ImportError("data='digits' needs scikit-learn: pip install 'sdediff[images]'.") from None
     x = torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1       # 0..16 -> [-1, 1]
     train, draw, limit = _split(x)
-    return Dataset("digits", train, torch.tensor(0.0), torch.tensor(1.0), (), draw, limit)
+    return Dataset("digits", train, torch.tensor(0.0), torch.tensor(1.0), (), draw, limit, bins=(17, -1 - 1 / 16, 1 + 1 / 16))
 
 
 def _table(path: Path) -> Dataset:

@@ -8,13 +8,22 @@ has the marginals of the forward process: eta = 0 is the probability-flow ODE, e
 churn and SA-Solver's tau are this family. Two faces: ``drift`` and ``diffusion`` for black-box methods, ``predict`` for those
 that integrate the linear part exactly.
 
-References: Anderson 1982; Song et al. 2021, App. D; Huang et al. 2021; Karras et al. 2022, eq. 6; Zhang & Chen 2023.
+*Density.* Along the probability flow dx/dt = v the log density l = log p_t(x) is one more coordinate without a linear part of its own,
+
+    d(x, l)/dt = (v, -div v).                                                                                          (3')
+
+Every quantity of a model is linear in (x, v), hence so is that of the pair: an x0, an eps for l follow from (l, -div v) as they do for
+x from (x, v), and the pair obeys the semilinear equation of the process. So a solver of any kind moves it, to its own order, and moves x
+as it does without l. Several coordinates l_i, one for each of several estimates of div v, ride along as well as one.
+
+References: Anderson 1982; Song et al. 2021, App. D; Huang et al. 2021; Karras et al. 2022, eq. 6; Zhang & Chen 2023; Chen et al. 2018
+(arXiv:1806.07366), Thm 1 for (3').
 """
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,3 +142,43 @@ def exploded(eq: ReverseSDE) -> ReverseSDE:
         outer = eta
         eta = lambda level: outer(eq.sde.level_of(level.lam))
     return dataclasses.replace(eq, sde=ExplodedSDE(), score=score, eta=eta)
+
+
+class _Joint(Prediction):
+    """What is said about a flat vector (B, d + n) made of parts: each converts for itself."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self, z: Tensor, level: NoiseLevel, *parts: Prediction) -> None:
+        self.x, self.level, self.given, self._known, self.parts = z, level, (), {}, parts
+
+    def _get(self, name: str, convert: Callable[[], Any]) -> Tensor:
+        return super()._get(name, lambda: torch.cat([getattr(p, name).reshape(len(self.x), -1) for p in self.parts], 1))
+
+
+def with_density(eq: ReverseSDE, event: Sequence[int], divergence: Callable[[Tensor, Tensor, bool], Tensor]) -> ReverseSDE:
+    """(3') as an equation for z = (x, l_1 .. l_n), a flat tensor (B, d + n), x of shape (B, *event) first.
+
+    ``divergence``: (v, x, graph) -> (B, n), n values or estimates of div v at x, by differentiating v, which is a function of x row by row.
+    It is called with gradients enabled, ``graph`` where its result must be differentiable too: gradients with respect to z flow where
+    they are asked for. ValueError for an equation with eta > 0.
+    """
+    if not eq.is_ode:
+        raise ValueError(f"eta={eq.eta!r}: the density is carried by the probability flow alone; expected eta=0.")
+    d = math.prod(event)
+
+    def score(z: Tensor, level: NoiseLevel) -> Prediction:
+        if not isinstance(z, Tensor):
+            raise TypeError("the density needs the model's Jacobian, so this equation has no coefficient table.")
+        tracked = torch.is_grad_enabled() and z.requires_grad
+        with torch.inference_mode(False), torch.enable_grad():
+            m = NoiseLevel(*(v.reshape(-1, *[1] * len(event)).clone() if isinstance(v, Tensor) and v.ndim else v for v in level))
+            x = z[:, :d].reshape(len(z), *event) if tracked else z[:, :d].reshape(len(z), *event).clone().requires_grad_().clone()
+            p = eq.predict(x, m)
+            change = -divergence(p.velocity, x, tracked)
+        if not tracked:
+            p, change = Prediction(x.detach(), p.level, **{k: p._known[k].detach() for k in p.given}), change.detach()
+        flat = level.to(z)
+        return _Joint(z, flat, p, Prediction(z[:, d:], flat, velocity=change))
+
+    return dataclasses.replace(eq, score=score)

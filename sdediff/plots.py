@@ -146,11 +146,11 @@ def _draw(ax: Axes, x: Tensor, bounds: list[tuple[float, float]], *, colour: str
             ax.text(0.97, 0.03, f"{int((~inside).sum())} outside", transform=ax.transAxes, ha="right", fontsize=7, color=MUTED)
 
 
-def _sheet(x: Tensor, side: int, gap: int = 1) -> np.ndarray:
-    """Up to side^2 images in [-1, 1], one beside the other: (h, w, 3), or (h, w) as ink on white paper."""
+def _sheet(x: Tensor, side: int, gap: int = 1, most: int | None = None) -> np.ndarray:
+    """Up to side^2 images in [-1, 1] (or ``most`` rows), one beside the other: (h, w, 3), or (h, w) as ink on white paper."""
     n, channels, height, width = x.shape
     columns = min(side, n)
-    rows = min(side, n // columns)
+    rows = min(most or side, n // columns)
     sheet = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 0.12 if channels == 1 else 1.0)
     for k in range(rows * columns):
         i, j = k // columns * (height + gap), k % columns * (width + gap)
@@ -158,10 +158,10 @@ def _sheet(x: Tensor, side: int, gap: int = 1) -> np.ndarray:
     return sheet.numpy() if channels == 3 else 1 - sheet[..., 0].numpy()
 
 
-def _show(ax: Axes, x: Tensor, side: int) -> Any:
+def _show(ax: Axes, x: Tensor, side: int, most: int | None = None) -> Any:
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return ax.imshow(_sheet(x, side), cmap="gray", vmin=0, vmax=1)
+    return ax.imshow(_sheet(x, side, most=most), cmap="gray", vmin=0, vmax=1)
 
 
 def _chart(ax: Axes, panels: Sequence[Panel], floor: Estimate | None, shape: float) -> None:
@@ -414,3 +414,25 @@ def _denoised(score: Score, data: Tensor, noise: Tensor, levels: Sequence[NoiseL
     axes[0, 0].set_ylabel("noised $x_t$")
     axes[1, 0].set_ylabel("denoised $E[x_0 | x_t]$")
     return figure
+
+
+# -- the latent space ------------------------------------------------------------------------------------------------------------
+def interpolation(paths: Tensor, data: Tensor, title: str = "") -> Figure:
+    """Paths (n, B, *D) from sample to sample: images in a row each, points as B curves over the data (N, *D)."""
+    n, rows = paths.shape[:2]
+    with _style():
+        if data.ndim == 4:
+            figure = _figure(0.55 * n, 0.55 * rows + 0.35)
+            _show(figure.subplots(), paths.transpose(0, 1).flatten(0, 1).float(), n, rows)
+        else:
+            bounds = _bounds(torch.cat([data[:, :2], paths.flatten(0, 1)[:, :2]]))
+            figure = _figure(4.6, 4.6 * _shape(bounds) + 0.35)
+            ax = figure.subplots()
+            _draw(ax, data, bounds, colour=FAINT)
+            for k in range(rows):
+                x, y = paths[:, k, 0].numpy(), paths[:, k, 1].numpy()
+                colour = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY)[k % 6]
+                ax.plot(x, y, "-o", color=colour, lw=1.2, ms=3, zorder=3)
+                ax.plot(x[[0, -1]], y[[0, -1]], "o", color=colour, ms=6, mec="white", mew=0.8, zorder=4)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        return figure

@@ -4,9 +4,17 @@ A seed belongs to a sample, not to a batch: the noise of sample 3 is bit for bit
 chunk or on another rank. Nothing here reads or moves the global random state, except that ``seed=None`` takes one fresh
 seed from torch's default generator, so that ``torch.manual_seed`` reproduces a run.
 
-*Tiles.* Normals are drawn in tiles of (S samples) x (L labels) x (event), one generator seeding per tile; S and L follow
-from the event shape and the device type alone, so that one sample draws many steps at once and many samples share one
-call. Normals are drawn in float32 and cast: a seed means the same noise in every dtype.
+*Streams.* A key (seed, label) names an endless row of normals, by way of a 256-bit hash; sample i of a batch takes the numbers
+i d .. (i + 1) d of it, d numbers an event (with a seed per sample, each has rows of its own). On the CPU the row is that of a
+generator that can be entered anywhere, PCG-DXSM with 128-bit state and increment, whose 64-bit words become pairs by Box & Muller:
+
+    z = r cos(theta), y = r sin(theta),    r = sqrt(-2 log u),    u and theta / pi in steps of 2^-31.
+
+So nothing is drawn in vain or held for another day, however large the batch, and how many labels a small batch draws at once is a
+matter of speed alone. Words come in blocks of 64, and a block is 64 cosines, then 64 sines: each number is computed at one place
+of a vector register, whatever is computed around it. On a GPU, whose generator cannot be entered so, the row is cut into tiles of
+2^20 numbers, each with a seed of its own (64 bits, which that generator keeps). Normals are drawn in float32 and cast: a seed means the
+same noise in every dtype.
 
 *Brownian path.* The pair (W, A), A(t) = int_0^t W, is a Gaussian Markov process; on a cell of length h, given both ends,
 
@@ -14,16 +22,23 @@ call. Normals are drawn in float32 and cast: a seed means the same noise in ever
     E[A_p] = that interpolant,   Cov[(W_p, A_p)] fixed by p and h,
 
 so that a dyadic tree keyed by (seed, sample, node) gives W and its area at any time, in any order of asking, with the
-exact joint law for any two times that do not share a cell of relative size 2^-20. (Foster, Lyons & Oberhauser 2020, for
-the midpoint; the tree is Gaines & Lyons 1997.)
+exact joint law for any two times that do not share a cell of relative size 2^-14. (Foster, Lyons & Oberhauser 2020, for
+the midpoint; the tree is Gaines & Lyons 1997.) W(t) is linear in the pairs (z, y) of the nodes on the way down; the weights are found
+on the way back up, in floats, and a node then costs one pass over its words:
+
+    a z + b y = rho r cos(theta - phi),    rho = |(a, b)|,    phi = arg(a, b).
+
+The pairs of the nodes near the root, which neighbouring times share, are held.
 """
 from __future__ import annotations
 
 import abc
+import copy
 import hashlib
 import math
 import struct
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,9 +48,14 @@ from torch import Tensor
 from .contracts import integer, real
 
 Seed = int | Sequence[int] | Tensor | torch.Generator | None
-TILE = {"cpu": 1 << 14, "cuda": 1 << 20}       # normals in a tile: large against a seeding (1 us, 10 us)
-LABELS = 32                                    # labels in a tile, at most: what a batch keeps in memory
-KEPT = 4                                       # streams whose latest tiles are kept: the uses of a step and of a loop in it
+BLOCK = 64                                     # words in a block: 64 pairs, 128 normals
+WINDOW = 1024                                  # blocks that are worked on at once: they fit in the second-level cache
+TILE = 1 << 20                                 # normals of a tile on a GPU
+ROW = {"cpu": 2 * BLOCK, "cuda": 1 << 12}      # normals that a sample with a seed of its own draws at least, over several labels
+AHEAD = 1 << 16                                # normals of later labels that a small batch draws at once, at most
+LABELS = 32                                    # labels that are drawn at once, at most
+KEPT = 4                                       # streams whose latest labels are kept: the uses of a step and of a loop in it
+SHARED = 5                                     # levels of a Brownian tree whose nodes are held, with the root
 
 
 class Noise(abc.ABC):
@@ -81,90 +101,227 @@ def fresh_seed() -> int:
     return int(torch.randint(0, 2**62, (), dtype=torch.int64))
 
 
-def _digest(*words: int) -> bytes:
-    return hashlib.blake2b(struct.pack(f"<{len(words)}q", *words), digest_size=16).digest()
+class _Engine(threading.local):
+    """What a thread draws with on the CPU: a generator, which is set anew for every key, and room for a window."""
+
+    def __init__(self) -> None:
+        self.generator, self.position = np.random.PCG64DXSM(0), 0
+        self.key: Key | None = None
+        self.room = torch.empty(4, WINDOW * BLOCK, dtype=torch.float32, device="cpu")
+        self.views: dict[tuple[int, int], tuple[Tensor, ...]] = {}         # of the room, for the latest shapes
+        self.least = torch.tensor(2.0**-33, dtype=torch.float32, device="cpu")
+
+    def words(self, key: Key, start: int, count: int) -> np.ndarray:
+        """The words ``start`` .. ``start + count`` of a key's stream."""
+        if key != self.key:
+            digest = _digest(key)
+            self.generator.state = {"bit_generator": "PCG64DXSM", "has_uint32": 0, "uinteger": 0, "state": {
+                "state": int.from_bytes(digest[:16], "little"), "inc": int.from_bytes(digest[16:], "little") | 1}}
+            self.key, self.position = key, 0
+        if start != self.position:
+            self.generator.advance((start - self.position) % 2**128)
+        self.position = start + count
+        return self.generator.random_raw(count)
+
+    def window(self, words: Sequence[np.ndarray], blocks: int) -> _Window:
+        """Words of as many keys as pairs. What the last window held is lost."""
+        shape = len(words), blocks
+        if shape not in self.views:
+            if len(self.views) > 32:
+                self.views.clear()
+            size = len(words) * blocks * BLOCK
+            flat = self.room[:2].view(-1)[:2 * size]
+            self.views[shape] = flat, *flat.view(*shape, 2, BLOCK).unbind(2), *self.room[2:, :size].view(2, *shape, BLOCK).unbind()
+        flat, u, turn, r, work = self.views[shape]
+        flat.copy_(torch.from_numpy((words[0] if len(words) == 1 else np.concatenate(words)).astype("<u8", copy=False).view("<i4")))
+        # The sign of u is not used. u = 0 stands for its half of the cell around it, hence the 2^-33.
+        torch.add(self.least, torch.abs(u, out=r), alpha=2.0**-31, out=r).log_().mul_(-2.0).sqrt_()
+        return _Window(r, turn, work)
 
 
-class Tiles:
+class _Window(NamedTuple):
+    """Pairs in polar form, each (keys, blocks, BLOCK): r, the angle in steps of pi / 2^31, and room for work."""
+
+    r: Tensor
+    turn: Tensor
+    work: Tensor
+
+
+TURN = math.pi * 2.0**-31
+JUMP = 0x9E3779B97F4A7C15F39CC0605CEDC835       # the golden section of 2^128, made odd: labels of one key start so far apart
+Key = tuple[int, ...]
+_engine = _Engine()
+
+
+def _digest(key: Key, size: int = 32) -> bytes:
+    return hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=size).digest()
+
+
+def _windows(streams: Sequence[tuple[Key, int]], block: int, blocks: int) -> Iterator[tuple[slice, slice, _Window]]:
+    """The pairs of ``blocks`` blocks, from ``block`` on, of every stream (a key, and how many jumps it starts at), window by window: which
+    streams, which blocks, and the window, which the next one overwrites."""
+    many = max(1, WINDOW // max(1, blocks))                  # streams in a window
+    for k in range(0, len(streams), many):
+        for b in range(0, blocks, WINDOW):
+            m = min(WINDOW, blocks - b)
+            words = [_engine.words(key, jumps * JUMP + (block + b) * BLOCK, m * BLOCK) for key, jumps in streams[k:k + many]]
+            yield slice(k, k + len(words)), slice(b, b + m), _engine.window(words, m)
+
+
+def _rows(streams: Sequence[tuple[Key, int]], start: int, count: int) -> Tensor:
+    """The normals ``start`` .. ``start + count`` of every stream, on the CPU: (streams, count), in storage of their own."""
+    size = 2 * BLOCK
+    block = start // size
+    blocks = -(-(start + count) // size) - block if count else 0
+    out = torch.empty(len(streams), blocks, 2, BLOCK, dtype=torch.float32, device="cpu")
+    for which, part, (r, turn, theta) in _windows(streams, block, blocks):
+        z, y = out[which, part].unbind(2)
+        torch.mul(turn, TURN, out=theta).cos_()
+        torch.mul(r, theta, out=z)
+        torch.mul(turn, TURN, out=theta).sin_()
+        torch.mul(r, theta, out=y)
+    return out.view(len(streams), blocks * size)[:, start - block * size:][:, :count]
+
+
+def _tiles(streams: Sequence[tuple[Key, int]], start: int, count: int, tile: int, device: torch.device) -> Tensor:
+    """The same on a GPU, from tiles of the device's own generator. Nothing waits for the device."""
+    out = torch.empty(len(streams), count, dtype=torch.float32, device=device)
+    generator = torch.Generator(device)
+    for row, (key, jumps) in zip(out.unbind(), streams):
+        for k in range(start // tile, -(-(start + count) // tile) if count else 0):
+            generator.manual_seed(int.from_bytes(_digest((*key, jumps, k), 8), "little", signed=True))
+            begin = k * tile - start
+            low, high = max(0, begin), min(count, begin + tile)
+            if high - low == tile:
+                row[low:high].normal_(generator=generator)
+            else:                               # a launch of another size draws other numbers
+                whole = torch.empty(tile, dtype=torch.float32, device=device).normal_(generator=generator)
+                row[low:high] = whole[low - begin:high - begin]
+    return out
+
+
+class Normals:
     """Normals as a pure function of (seed, sample index, stream, label).
 
     Parameters: ``seed``, an int (the sample index then counts from ``first``) or a sequence of B ints, one per sample
-    (a sample's noise then depends on its own seed alone); ``shape`` = (B, *D); ``labels``, how many consecutive labels
-    share a tile; ``tile``, normals in a tile, by default large against the cost of seeding it.
+    (a sample's noise then depends on its own seed alone); ``shape`` = (B, *D). A ``stream`` is a tuple of ints.
     """
 
     def __init__(self, seed: int | Sequence[int], shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
-                 device: torch.device | str = "cpu", first: int = 0, labels: int = LABELS, tile: int | None = None) -> None:
+                 device: torch.device | str = "cpu", first: int = 0) -> None:
         self.shape, self.dtype, self.device = tuple(shape), dtype, torch.device(device)
-        self.seed, self.first = seed, first
-        batch, self.event = self.shape[0], self.shape[1:]
-        size = max(1, math.prod(self.event))
-        self.where = self.device if self.device.type in TILE else torch.device("cpu")
-        room = max(1, (tile or TILE[self.where.type]) // size).bit_length() - 1       # log2 of (samples x labels) in a tile
-        self.labels = min(labels, 1 << (room + 1) // 2)
-        if isinstance(seed, int):
-            self.samples = (1 << room) // self.labels
-            self.skip = first % self.samples
-            blocks = range(first // self.samples, -(-(first + batch) // self.samples) if batch else 0)
-            self.keys = [(seed, b) for b in blocks]
-        else:
-            self.samples, self.skip, self.keys = 1, 0, [(int(s), -1) for s in seed]
-        self._held: dict[tuple[int, ...], tuple[int, Tensor]] = {}
+        self.where = self.device if self.device.type in ROW else torch.device("cpu")
+        self.size = math.prod(self.shape[1:])
+        self.shared = isinstance(seed, int)
+        self.seeds = [seed] if isinstance(seed, int) else [int(s) for s in seed]
+        self.first, self.count = (first * self.size, self.shape[0] * self.size) if self.shared else (0, self.size)
+        # Labels drawn at once: of a shared seed for speed alone; of a sample's own seed they are neighbours in one row.
+        many = (AHEAD if self.where.type == "cpu" else 1) if self.shared else ROW[self.where.type]
+        self.labels = max(1, min(LABELS, many // max(1, self.count)))
+        self._held: dict[tuple[int, ...], tuple[int, tuple[Tensor, ...]]] = {}
 
     def draw(self, stream: tuple[int, ...], label: int) -> Tensor:
-        """The normals (B, *D) of one label of one stream, in storage of their own. The latest tiles of a few streams are kept."""
+        """The normals (B, *D) of one label of one stream, in storage of their own. The latest labels of a few streams are kept."""
+        if self.labels == 1:
+            return self._draw(stream, label, 1)[0]
         block, row = divmod(label, self.labels)
         held = self._held.pop(stream, None)
         if held is None or held[0] != block:
-            held = (block, self._tiles(stream, block))
+            held = (block, self._draw(stream, block * self.labels, self.labels).unbind())
         self._held[stream] = held               # the latest stream last; the oldest goes
         while len(self._held) > KEPT:
             self._held.pop(next(iter(self._held)), None)
-        return held[1][:, row].to(device=self.device, dtype=self.dtype, copy=True)
+        return held[1][row].clone()
 
     def single(self, stream: tuple[int, ...]) -> Tensor:
-        """The normals (B, *D) of a stream with one label, from tiles of samples alone."""
-        return Tiles(self.seed, self.shape, dtype=self.dtype, device=self.device, first=self.first, labels=1).draw(stream, 0)
+        """``draw(stream, 0)`` of a stream that has one label alone: nothing is drawn ahead or kept."""
+        return self._draw(stream, 0, 1)[0]
 
-    def _tiles(self, stream: tuple[int, ...], block: int) -> Tensor:
-        digests = [_digest(seed, samples, block, *stream) for seed, samples in self.keys]
-        z = torch.empty(len(self.keys), self.samples * self.labels * math.prod(self.event), dtype=torch.float32, device=self.where)
-        generator = torch.Generator(self.where)
-        for tile, digest in zip(z.unbind(), digests):
-            tile.normal_(generator=generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True)))
-        # torch's CPU engine keeps 32 bits of its seed, so that seeds collide among some 10^5 tiles; 64 sign bits, repeated
-        # over the tile, leave the law exact and keep tiles that share a seed uncorrelated.
-        bits = np.unpackbits(np.frombuffer(b"".join(d[8:] for d in digests), dtype=np.uint8)).reshape(-1, 1, 64)
-        signs = torch.from_numpy(1.0 - 2.0 * bits.astype(np.float32)).to(self.where)
-        whole = z.shape[1] // 64 * 64
-        z[:, :whole].unflatten(1, (-1, 64)).mul_(signs)
-        z[:, whole:].mul_(signs[:, 0, :z.shape[1] - whole])
-        return z.view(len(self.keys) * self.samples, self.labels, *self.event)[self.skip:self.skip + self.shape[0]]
+    def _draw(self, stream: tuple[int, ...], label: int, labels: int) -> Tensor:
+        """(labels, B, *D)."""
+        if self.shared:
+            streams = [((0, self.seeds[0], k // LABELS, *stream), k % LABELS) for k in range(label, label + labels)]
+            z = self._stream(streams, self.first, self.count, TILE)
+        else:
+            block, row = divmod(label, self.labels)
+            z = self._stream([((1, s, block, *stream), 0) for s in self.seeds], row * self.size, labels * self.size,
+                             min(TILE, max(1, self.labels * self.size)))
+            z = z.unflatten(1, (labels, self.size)).transpose(0, 1)
+        return z.to(device=self.device, dtype=self.dtype).contiguous().view(labels, *self.shape)
+
+    def _stream(self, streams: Sequence[tuple[Key, int]], start: int, count: int, tile: int) -> Tensor:
+        return _rows(streams, start, count) if self.where.type == "cpu" else _tiles(streams, start, count, tile, self.where)
+
+    def pair(self, stream: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Two independent N(0, I), each (samples, numbers) in float32: a stream's pairs (r cos, r sin), one for every number."""
+        if self.where.type != "cpu":
+            tile = TILE if self.shared else min(TILE, max(1, self.count))
+            z, y = (_tiles([(key, k) for key, _ in self._pairs(stream)], self.first, self.count, tile, self.where) for k in (0, 1))
+            return z, y
+        block, blocks = self._span()
+        both = _rows(self._pairs(stream), 2 * BLOCK * block, 2 * BLOCK * blocks).view(len(self.seeds), blocks, 2, BLOCK)
+        z, y = (part.reshape(len(self.seeds), blocks * BLOCK)[:, self.first - BLOCK * block:][:, :self.count] for part in both.unbind(2))
+        return z, y
+
+    def combine(self, streams: Sequence[tuple[int, ...]], weights: Sequence[Sequence[tuple[float, float]]]) -> Tensor:
+        """Sums over the streams' pairs, sum_k a_k z_k + b_k y_k for every row of weights (a_k, b_k): (rows, samples, numbers), float32."""
+        if self.where.type != "cpu":
+            out = torch.zeros(len(weights), len(self.seeds), self.count, dtype=torch.float32, device=self.where)
+            for k, stream in enumerate(streams):
+                z, y = self.pair(stream)
+                for row, w in zip(out, weights):
+                    row.add_(z, alpha=w[k][0]).add_(y, alpha=w[k][1])
+            return out
+        block, blocks = self._span()
+        out = torch.zeros(len(weights), len(self.seeds), blocks, BLOCK, dtype=torch.float32, device="cpu")
+        phase = torch.tensor([[-math.atan2(b, a) for a, b in row] for row in weights], dtype=torch.float32, device="cpu")
+        rho = [[math.hypot(a, b) for a, b in row] for row in weights]
+        # A seed of all samples has one key a stream, and a window may hold several. Own seeds: a stream at a time.
+        groups = [(0, streams)] if self.shared else [(k, [stream]) for k, stream in enumerate(streams)]
+        for k, some in groups:
+            for which, part, (r, turn, theta) in _windows([key for stream in some for key in self._pairs(stream)], block, blocks):
+                for f, total in enumerate(out):
+                    angles = phase[f, which] if self.shared else phase[f, k:k + 1]
+                    torch.add(angles[:, None, None], turn, alpha=TURN, out=theta).cos_()
+                    if self.shared:             # one after the other, so that windows of any shape give the same bits
+                        for j, (radius, cosine) in enumerate(zip(r, theta)):
+                            total[0, part].addcmul_(radius, cosine, value=rho[f][which.start + j])
+                    else:
+                        total[which, part].addcmul_(r, theta, value=rho[f][k])
+        return out.view(len(weights), len(self.seeds), blocks * BLOCK)[:, :, self.first - BLOCK * block:][:, :, :self.count]
+
+    def _pairs(self, stream: tuple[int, ...]) -> list[tuple[Key, int]]:
+        return [((0 if self.shared else 1, s, 0, *stream), 0) for s in self.seeds]
+
+    def _span(self) -> tuple[int, int]:
+        """The first block of pairs, and how many."""
+        block = self.first // BLOCK
+        return block, -(-(self.first + self.count) // BLOCK) - block if self.count else 0
 
 
 class WhiteNoise(Noise):
-    """Independent noise for every step, from tiles. See ``Tiles`` for ``seed``, ``shape`` and ``first``."""
+    """Independent noise for every step, from streams. See ``Normals`` for ``seed``, ``shape`` and ``first``."""
 
     def __init__(self, seed: Seed, shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu", first: int = 0) -> None:
-        self._bind(Tiles(canonical_seed(seed, shape[0]), shape, dtype=dtype, device=device, first=first), (), 0)
+        self._bind(Normals(canonical_seed(seed, shape[0]), shape, dtype=dtype, device=device, first=first), (), 0)
 
-    def _bind(self, tiles: Tiles, path: tuple[int, ...], step: int) -> WhiteNoise:
-        self.tiles, self.path, self.step = tiles, path, step
-        self.shape, self.dtype, self.device = tiles.shape, tiles.dtype, tiles.device
+    def _bind(self, normals: Normals, path: tuple[int, ...], step: int) -> WhiteNoise:
+        self.normals, self.path, self.step = normals, path, step
+        self.shape, self.dtype, self.device = normals.shape, normals.dtype, normals.device
         return self
 
     def at(self, step: int) -> WhiteNoise:
-        return object.__new__(WhiteNoise)._bind(self.tiles, self.path, step)
+        return object.__new__(WhiteNoise)._bind(self.normals, self.path, step)
 
     def within(self) -> WhiteNoise:
-        return object.__new__(WhiteNoise)._bind(self.tiles, (*self.path, self.step), 0)
+        return object.__new__(WhiteNoise)._bind(self.normals, (*self.path, self.step), 0)
 
     def normal(self, use: int = 1) -> Tensor:
-        return self.tiles.draw((use, *self.path), self.step)
+        return self.normals.draw((use, *self.path), self.step)
 
     def initial(self) -> Tensor:
-        return self.tiles.single((-2, *self.path))         # no use is negative: no tile is shared with ``normal``
+        return self.normals.single((-2, *self.path))         # no use is negative: no key is shared with ``normal``
 
 
 class GeneratorNoise(Noise):
@@ -207,7 +364,8 @@ class BrownianPath(Noise):
 
     Parameters: ``span`` = (low, high), the clock's range, W(low) = 0; ``clock``, a function level -> float, by default the
     level's time t. ``unit(t, s)`` is (W(clock s) - W(clock t)) / sqrt|clock s - clock t|. Draws that belong to no interval
-    (``normal``: a corrector's) are white noise of the same seed. Times outside the span raise ValueError.
+    (``normal``: a corrector's) are white noise of the same seed. Times outside the span raise ValueError. Below ``resolution`` times the
+    distance from ``low`` the path is smooth: increments of shorter steps have the wrong law.
 
     With ``clock=quadratic_variation(eta)`` the path lives in the clock in which the noise of an exponential step with that
     eta accumulates: a coarse order-1 step then receives exactly the weighted sum of the fine steps' noise.
@@ -215,26 +373,30 @@ class BrownianPath(Noise):
 
     def __init__(self, seed: Seed, shape: Sequence[int], *, span: tuple[float, float] = (0.0, 1.0),
                  clock: Callable[[Any], float] | None = None, dtype: torch.dtype = torch.float32,
-                 device: torch.device | str = "cpu", first: int = 0, resolution: float = 2.0**-20) -> None:
+                 device: torch.device | str = "cpu", first: int = 0, resolution: float = 2.0**-14) -> None:
         self.low, self.high = real("span[0]", span[0]), real("span[1]", span[1], span[0], low_open=True)
         self.clock, self.resolution, self.timed = clock or (lambda level: level.t), resolution, clock is None
-        seed = canonical_seed(seed, shape[0])
-        self.white = WhiteNoise(seed, shape, dtype=dtype, device=device, first=first)
-        self.tree = Tiles(seed, shape, dtype=torch.float64, device=device, first=first, labels=2, tile=1 << 12)
+        self.white = WhiteNoise(canonical_seed(seed, shape[0]), shape, dtype=dtype, device=device, first=first)
         self.shape, self.dtype, self.device = tuple(shape), dtype, torch.device(device)
-        self._recent: dict[float, tuple[Tensor, Tensor]] = {}
-        self._cells: list[_Cell] = []
+        self._memo = _Memo({}, {}, {}, [False])
 
-    def _with(self, white: WhiteNoise) -> BrownianPath:
-        view = object.__new__(BrownianPath)
-        view.__dict__.update(self.__dict__, white=white)
+    def _with(self, **changes: Any) -> BrownianPath:
+        view = copy.copy(self)
+        view.__dict__.update(changes)
         return view
 
     def at(self, step: int) -> BrownianPath:
-        return self._with(self.white.at(step))
+        return self._with(white=self.white.at(step))
 
     def within(self) -> BrownianPath:
-        return self._with(self.white.within())
+        return self._with(white=self.white.within())
+
+    def over(self, levels: Iterable[Any]) -> BrownianPath:
+        """The same path, which keeps what it draws at these levels: for several runs, or methods, over one grid. From the second
+        run on a step costs a difference, and has the same bits. Memory: a float32 state for every level asked
+        for, and a float64 state where its area is."""
+        known = {self.clock(level): {} for level in levels}                  # type: dict[float, dict[str, Tensor]]
+        return self._with(_memo=self._memo._replace(known=known))
 
     def normal(self, use: int = 1) -> Tensor:
         return self.white.normal(use + 16)      # uses below 16 name white noise of intervals, which the path replaces
@@ -244,69 +406,107 @@ class BrownianPath(Noise):
 
     def value(self, c: float) -> Tensor:
         """W at the clock value c: (B, *D), N(0, (c - low) I)."""
-        return self._pair(c)[0].to(self.dtype, copy=True)
+        return self._at(c, "w").to(self.dtype, copy=True)
 
     def unit(self, t: Any, s: Any) -> Tensor:
         ct, cs = self.clock(t), self.clock(s)
-        return ((self._pair(cs)[0] - self._pair(ct)[0]) / math.sqrt(abs(cs - ct) or 1.0)).to(self.dtype)
+        return (self._at(cs, "w").double() - self._at(ct, "w")).div_(math.sqrt(abs(cs - ct) or 1.0)).to(self.dtype)
 
     def area(self, t: Any, s: Any) -> Tensor:
         if not self.timed:
             raise ValueError("area: this path lives in a clock other than t; use BrownianPath(..., clock=None).")
-        (wt, at), (_, as_) = self._pair(t.t), self._pair(s.t)
-        return (as_ - at - (s.t - t.t) * wt).to(self.dtype)
+        self._memo.both[0] = True               # from now on W and A are found together: half the work
+        return (self._at(s.t, "a") - self._at(t.t, "a")).sub_(self._at(t.t, "w"), alpha=s.t - t.t).to(self.dtype)
 
-    def _pair(self, c: float) -> tuple[Tensor, Tensor]:
-        pair = self._recent.get(c)
-        if pair is None:
-            while len(self._recent) > 3:
-                self._recent.pop(next(iter(self._recent)), None)
-            pair = self._recent[c] = self._descend(c)
-        return pair
+    def _at(self, c: float, what: str) -> Tensor:
+        """W ("w") or A ("a") at c. Differences are taken in float64, so that they add up."""
+        known, recent, _, both = self._memo
+        found = known.get(c)
+        if found is None:
+            found = recent.setdefault(c, {})
+            while len(recent) > 4:
+                recent.pop(next(iter(recent)), None)
+        if what not in found:
+            missing = [w for w in ("wa" if both[0] else what) if w not in found]
+            found.update(zip(missing, self._sums(c, missing)))
+        return found[what]
 
-    def _node(self, node: int) -> tuple[Tensor, Tensor]:
-        stream = (-1, node >> 62, node & (1 << 62) - 1)
-        pair = self.tree.draw(stream, 0), self.tree.draw(stream, 1)
-        self.tree._held.clear()
-        return pair
-
-    def _descend(self, c: float) -> tuple[Tensor, Tensor]:
+    def _sums(self, c: float, missing: Sequence[str]) -> list[Tensor]:
+        """W, summed in float32, or A, whose small differences matter, in float64: each (B, *D)."""
         real("clock value", c, self.low, self.high, hint=f"the path was built on the span ({self.low}, {self.high})")
-        target = c - self.low
-        cells = self._cells                     # from the root to the cell of the latest query: neighbours share most of it
-        while len(cells) > 1 and not cells[-1].left <= target <= cells[-1].right:
-            cells.pop()
-        if not cells:
-            length, (z, y) = self.high - self.low, self._node(0)
-            zero = torch.zeros_like(z)
-            cells.append(_Cell(0.0, length, 1, (zero, zero), (math.sqrt(length) * z, length**1.5 * (z / 2 + y / math.sqrt(12.0)))))
-        while True:
-            left, right, node, (wl, al), (wr, ar) = cell = cells[-1]
-            if target in (left, right):
-                return cell.low if target == left else cell.high
+        cells, end = self._descend(c - self.low)
+        weights = [self._weights(cells, end, (1.0, 0.0) if w == "w" else (0.0, 1.0)) for w in missing]
+        normals, held = self.white.normals, self._memo.held
+        streams = [(-1, cell.node >> 62, cell.node & (1 << 62) - 1) for cell in cells]
+        near = sum(cell.node < 1 << SHARED for cell in cells)
+        far = normals.combine(streams[near:], [w[near:] for w in weights])
+        out = [row.double() if w == "a" else row for row, w in zip(far, missing)]
+        for k, cell in enumerate(cells[:near]):
+            z, y = held[cell.node] = held.get(cell.node) or normals.pair(streams[k])
+            for row, w in zip(out, weights):
+                row.add_(z, alpha=w[k][0]).add_(y, alpha=w[k][1])
+        for node in held.keys() - {cell.node for cell in cells}:
+            held.pop(node, None)
+        return [row.reshape(self.shape).to(self.device) for row in out]
+
+    def _descend(self, target: float) -> tuple[list[_Cell], int]:
+        """The cells from the whole span to the one that ``target`` splits, and where it lies in the last: an end, 0 or 1, or 2: inside."""
+        length = self.high - self.low
+        cells, left, right, node = [_Cell(0, length, 1.0, 0)], 0.0, length, 1
+        side = 1                                # which end of the cell is the point that its parent was split at
+        while target not in (left, right):
             h = right - left
             # Too fine to split: the query point itself, drawn from the bridge over its cell.
-            last = h <= self.resolution * right or node >= 1 << 100
-            mid = target if last else left + h / 2
-            (w_w, w_a), (a_w, a_a), (lww, law, laa) = _bridge((mid - left) / h)
-            dw, da = wr - wl, ar - al - h * wl                                        # relative to the left end
-            z, y = self._node(node)
-            middle = (wl + w_w * dw + w_a / h * da + math.sqrt(h) * lww * z,
-                      al + (mid - left) * wl + a_w * h * dw + a_a * da + h**1.5 * (law * z + laa * y))
-            if last:
-                return middle
-            cells.append(_Cell(mid, right, 2 * node + 1, middle, cell.high) if target >= mid
-                         else _Cell(left, mid, 2 * node, cell.low, middle))
+            if h <= self.resolution * right or node >= 1 << 100:
+                return [*cells, _Cell(node, h, (target - left) / h, 2)], 2
+            mid = left + h / 2
+            side = int(target < mid)
+            cells.append(_Cell(node, h, 0.5, side))
+            left, right, node = (left, mid, 2 * node) if side else (mid, right, 2 * node + 1)
+        return cells, int(target == right)
+
+    def _weights(self, cells: Sequence[_Cell], end: int, what: tuple[float, float]) -> list[tuple[float, float]]:
+        """The weights of the cells' pairs (z, y) in what[0] W + what[1] A at the point that ``_descend`` ended at."""
+        low, high = what if end == 0 else (0.0, 0.0), what if end == 1 else (0.0, 0.0)
+        out = []
+        for cell in reversed(cells[1:]):        # from weights at a cell's ends, and the point inside, to those of its parent
+            h, p = cell.length, cell.point
+            if cell.side == 2:
+                w, a = what
+            elif cell.side:                     # the left half: its high end is the point
+                (w, a), high = high, (0.0, 0.0)
+            else:
+                (w, a), low = low, (0.0, 0.0)
+            (w_w, w_a), (a_w, a_a), (lww, law, laa) = _MIDDLE if p == 0.5 else _bridge(p)
+            out.append((w * math.sqrt(h) * lww + a * h**1.5 * law, a * h**1.5 * laa))
+            w1, a1 = w * w_w + a * a_w * h, w * w_a / h + a * a_a         # on the cell's increments of W, and of A - h W_low
+            low = low[0] + w + a * p * h - w1 - h * a1, low[1] + a - a1
+            high = high[0] + w1, high[1] + a1
+        h = cells[0].length
+        out.append((high[0] * math.sqrt(h) + high[1] * h**1.5 / 2, high[1] * h**1.5 / math.sqrt(12.0)))
+        return out[::-1]
+
+
+_MIDDLE = _bridge(0.5)
+
+
+class _Memo(NamedTuple):
+    """What the views of a path share: {"w": W, "a": A} at known and at the latest times; the pairs held; whether areas are asked for."""
+
+    known: dict[float, dict[str, Tensor]]
+    recent: dict[float, dict[str, Tensor]]
+    held: dict[int, tuple[Tensor, Tensor]]
+    both: list[bool]
 
 
 class _Cell(NamedTuple):
-    """A cell of the Brownian tree: its ends, its number in the tree, and (W, A) at either end."""
+    """A cell of the Brownian tree on the way to a point: its number, its length, where it is split, and which part comes next: 1, left,
+    0, right, or 2, none."""
 
-    left: float
-    right: float
     node: int
-    low: tuple[Tensor, Tensor]
-    high: tuple[Tensor, Tensor]
+    length: float
+    point: float
+    side: int
 
 
 def quadratic_variation(eta: float = 1.0) -> Callable[[Any], float]:

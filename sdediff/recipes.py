@@ -4,6 +4,7 @@ A method is a function of its options registered under its name; the first line 
 """
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Sequence
@@ -92,7 +93,12 @@ def describe(name: str) -> str:
 
 def options(name: str) -> dict[str, Any]:
     """A method's options with their defaults."""
-    return {k: p.default for k, p in inspect.signature(_recipe(name)).parameters.items() if k != "name"}
+    return dict(_options(_recipe(name)))
+
+
+@functools.cache
+def _options(recipe: Callable[..., Method]) -> dict[str, Any]:
+    return {k: p.default for k, p in inspect.signature(recipe).parameters.items() if k != "name"}
 
 
 def method(name: str | Method, **given: Any) -> Method:

@@ -30,6 +30,7 @@ from . import metrics, nets, plots, sampling, training
 from .contracts import choice
 from .data import Dataset, load
 from .metrics import Estimate
+from .ranks import ALONE, Ranks
 from .recipes import Method
 from .recipes import method as as_method
 from .score import NetworkScore, from_network
@@ -161,10 +162,13 @@ def _write(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def train(job: Job, out: Path, dataset: Dataset, *, progress: bool = True) -> training.Trained:
-    """Train into the folder, or go on from its checkpoint; a finished training is only read."""
-    return training.train(job.score(dataset), job.sde, dataset.train, dataclasses.replace(job.training, seed=job.seed),
-                          checkpoint=out / CHECKPOINT, resume=True, progress=progress)
+def train(job: Job, out: Path, dataset: Dataset, *, progress: bool = True, ranks: Ranks = ALONE,
+          device: torch.device | str = "cpu") -> training.Trained:
+    """Train into the folder, or go on from its checkpoint; a finished training is only read. ``ranks`` share every batch."""
+    score = job.score(dataset)
+    return training.train(dataclasses.replace(score, network=score.network.to(device)), job.sde, dataset.train,   # type: ignore[attr-defined]
+                          dataclasses.replace(job.training, seed=job.seed), checkpoint=out / CHECKPOINT, resume=True, progress=progress,
+                          group=ranks.group)
 
 
 def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
@@ -371,23 +375,39 @@ def _times(sde: SDE, steps: int = 200) -> list[float]:
     return [sde.t_max * (k / steps)**power for k in range(steps + 1)]
 
 
-def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *, overwrite: bool = False, progress: bool = False) -> Path:
-    """Draw n samples from a trained run, in the units of its data, into a .npy or .csv file; returns its path."""
+def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *, chunk: int | None = None, overwrite: bool = False,
+         progress: bool = False, ranks: Ranks = ALONE, device: torch.device | str = "cpu") -> Path:
+    """Draw n samples from a trained run, in the units of its data, into a .npy or .csv file; returns its path. They are drawn in
+    chunks, so that memory does not grow with n. ``ranks`` share the chunks of a .npy file; one that was interrupted goes on."""
     import numpy as np
     config, checkpoint, score = read(run)
     dataset = load(config["data"], seed=config.get("seed", 0))
     path = out or run / "samples" / f"{entry.label.replace(':', '-').replace('/', '-')}-seed{seed}.npy"
-    if path.suffix not in (".npy", ".csv"):
-        raise ValueError(f"out='{path}': expected a file that ends in .npy or .csv.")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"out='{path}' exists; --overwrite replaces it, or choose another name.")
-    info = entry.draw(checkpoint.sde, score, (n, *dataset.event), seed, progress=progress)
-    x = dataset.restore(info.x).numpy()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix not in (".npy", ".csv")[:1 if ranks.size > 1 else 2]:
+        raise ValueError(f"out='{path}': expected a file that ends in .npy"
+                         + (", which processes can share." if ranks.size > 1 else " or .csv."))
+
+    def place() -> None:
+        if path.exists() and not overwrite:
+            raise FileExistsError(f"out='{path}' exists; --overwrite replaces it, or choose another name.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    ranks.first(place)
+    score = dataclasses.replace(score, network=score.network.to(device))                    # type: ignore[attr-defined]
+    drawn = sampling.chunked(checkpoint.sde, score, shape=(n, *dataset.event), method=entry.method, seed=seed, chunk=chunk,
+                             group=ranks.group, **entry.budget).then(dataset.restore, torch.float64)
     if path.suffix == ".npy":
-        np.save(path, x, allow_pickle=False)
-    else:
-        plain = str.maketrans("", "", "${}_")                                               # the plots' $x_{1}$ is x1 in a file
-        names = ",".join(axis.translate(plain) if axis.startswith("$") else axis for axis in dataset.axes)
-        np.savetxt(path, x.reshape(n, -1), delimiter=",", fmt="%.8g", header=names, comments="")
+        drawn.write(path, overwrite=overwrite, progress=progress)
+        return path
+    plain = str.maketrans("", "", "${}_")                                                   # the plots' $x_{1}$ is x1 in a file
+    names = ",".join(axis.translate(plain) if axis.startswith("$") else axis for axis in dataset.axes)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(names and names + "\n")
+            for x in drawn.each(progress):
+                np.savetxt(file, x.flatten(1).numpy(), delimiter=",", fmt="%.8g")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path

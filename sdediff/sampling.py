@@ -1,7 +1,11 @@
 """The one loop, and the front doors on it: sample (noise to data), encode (data to noise), simulate (the forward process)."""
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +15,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import contracts, random
+from . import chunks, contracts, execution, random
 from .equation import ReverseSDE
+from .execution import Watched
 from .grids import DDPM, checked
 from .grids import grid as as_grid
 from .random import BrownianPath, Noise, quadratic_variation
+from .ranks import Ranks
 from .recipes import Method
 from .recipes import method as as_method
-from .score import NetworkError, Prediction, Score
+from .score import NetworkError, NetworkScore, Prediction, Score, autocast_dtype
 from .sde import SDE, NoiseLevel, transition
 from .solvers import Solver, State
 
@@ -44,7 +50,8 @@ def iterate(eq: ReverseSDE, solver: Solver, x: Any, levels: Sequence[NoiseLevel]
 class SampleInfo:
     """A finished run: ``x`` (B, *D); ``nfe``, network calls counted, one after the other, however many rows a call has; ``times``, the
     grid; ``trajectory`` (steps + 1, B, *D) if it was recorded, else None; ``explain``, what was run, in words; ``seed``, which
-    reproduces the run (None where the noise came from a generator or a source, or nothing was drawn)."""
+    reproduces the run (None where the noise came from a generator or a source, or nothing was drawn); ``warmup``, seconds spent on
+    compilation."""
 
     x: Tensor
     nfe: int
@@ -52,82 +59,24 @@ class SampleInfo:
     trajectory: Tensor | None
     explain: str
     seed: int | tuple[int, ...] | None
-
-
-class _Watched:
-    """A score that counts its calls, and the rows in them, and names the fault of a call: what, at which call, step and time. On a
-    device other than the CPU finiteness is checked after the run, so that no call waits for the device. ``batch``: samples of the run;
-    a call may hold several states of each, in blocks of the batch."""
-
-    def __init__(self, score: Score) -> None:
-        self.score, self.calls, self.rows, self.step, self.batch = score, 0, 0, 0, 0
-        self._pending: list[tuple[str, Tensor]] = []
-
-    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
-        self.calls, self.rows = self.calls + 1, self.rows + len(x)
-        where = f"call {self.calls}, step {self.step}{_at_time(level.t)}"
-        try:
-            p = self.score(x, level)
-        except NetworkError as error:
-            raise NetworkError(f"{error} ({where})") from None
-        if not isinstance(p, Prediction):
-            raise TypeError(f"score returned {type(p).__name__} ({where}); expected a Prediction: wrap a network as "
-                            "sdediff.from_network(net, predicts='eps'), a formula as sdediff.from_score(fn).")
-        for name in p.given:
-            value = p._known[name].detach()
-            if value.shape != x.shape:
-                raise NetworkError(f"{self._name} returned {name} of shape {tuple(value.shape)} ({where}); expected {tuple(x.shape)}.")
-            if x.device.type == "cpu":
-                if not math.isfinite(value.detach().sum()) and not bool(torch.isfinite(value).all()):
-                    raise self._not_finite(name, value, where)
-            else:
-                self._pending.append((f"{name}|{where}", torch.isfinite(value).all()))
-        return p
-
-    @property
-    def _name(self) -> str:
-        known = getattr(self.score, "name", None)
-        return f"network {known}" if known else f"score {getattr(self.score, '__name__', type(self.score).__name__)}"
-
-    def _not_finite(self, name: str, value: Tensor, where: str) -> NetworkError:
-        bad = (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist() if value.ndim > 1 else []
-        batch = self.batch or len(value)
-        rows = sorted({row % batch for row in bad})
-        which = f" in {len(rows)} of {batch} samples, first sample {rows[0]}" if rows else ""
-        return NetworkError(f"{self._name} returned NaN or inf ({name}{which}; {where}); expected finite values.")
-
-    @property
-    def evaluations(self) -> str:
-        """Evaluations per sample, in words, where they are not the calls."""
-        return f" in sequence, {self.rows / self.batch:g} evaluations per sample" if self.rows != self.calls * self.batch else ""
-
-    def finish(self) -> None:
-        if self._pending and not bool(torch.stack([ok for _, ok in self._pending]).all()):
-            label = next(label for label, ok in self._pending if not ok)
-            name, where = label.split("|")
-            raise NetworkError(f"{self._name} returned NaN or inf ({name}; {where}); expected finite values.")
-
-
-def _at_time(t: Any) -> str:
-    """The time of a call, or the range of its samples' times where that does not wait for a device."""
-    if not isinstance(t, Tensor):
-        return f", t={t:.6g}"
-    return f", t={t.min().item():.6g}..{t.max().item():.6g}" if t.device.type == "cpu" and t.numel() else ""
+    warmup: float = 0.0
 
 
 def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,
                 method: str | Method = "dpm++2m", steps: int | None = None, nfe: int | None = None, grid: Any = None,
                 t_start: float | None = None, t_end: float | None = None, seed: random.Seed = None, noise: str | Noise = "white",
                 conditions: Mapping[str, Any] | None = None, device: torch.device | str | None = None,
-                dtype: torch.dtype | None = None, progress: bool = False, record: bool = False, **options: Any) -> SampleInfo:
-    """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory."""
-    recipe, eq, watched = _prepare(sde, score, method, conditions, options)
+                dtype: torch.dtype | None = None, progress: bool = False, record: bool = False, first: int = 0, table: bool = True,
+                compile: bool = False, autocast: torch.dtype | None = None, **options: Any) -> SampleInfo:
+    """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory. ``first``: the index of the first sample, from
+    which an integer ``seed`` counts: samples a..b of a batch are a batch of their own with ``first=a``."""
+    recipe, eq, watched = _prepare(sde, score, method, conditions, options, autocast)
     times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)
     if device is not None:
         device = contracts.device("device", device)
     if dtype is not None:
         contracts.dtype("dtype", dtype)
-    levels, few = sde.levels(times), len(times) - 1 <= recipe.solver.remembers
+    levels, few = _levels(sde, tuple(times)), len(times) - 1 <= recipe.solver.remembers
     if (shape is None) == (x_init is None):
         raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
                          "from the prior, x_init= starts from a state at the first time of the grid.")
@@ -150,36 +99,68 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
                       f"{recipe.solver.remembers} evaluations; these steps use the ones that there are, at lower order.", stacklevel=3)
 
     draws = start is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
-    source, used = (_noise(noise, seed, size, inner, device, eq, levels) if draws else (None, None))
+    source, used = (_noise(noise, seed, size, inner, device, eq, levels, contracts.integer("first", first, 0)) if draws else (None, None))
     watched.batch = size[0]
     x = sde.prior_std(levels[0]) * source.initial() if start is None else start.to(inner)      # type: ignore[union-attr]
-    steps_iter: Any = iterate(eq, recipe.solver, x, levels, source)
-    if progress:
-        from tqdm.auto import tqdm
-        steps_iter = tqdm(steps_iter, total=len(levels), desc=recipe.name, unit="level", leave=False)
-    trajectory = []
-    with torch.no_grad():
-        for k, state in enumerate(steps_iter):
-            watched.step = k
-            if record:
-                trajectory.append(state.x.to(dtype))
-    watched.finish()
-    x = state.x.to(dtype)
+    trajectory: list[Tensor] = []
+    keep = (lambda x: trajectory.append(x.to(dtype))) if record else None
+    with _bar(progress, recipe.name, len(levels)) as bar:
+        x, path, warmup = _solve(recipe.solver, eq, watched, x, levels, source, table, compile, bar, keep)
+    x = x.to(dtype)
     if x_init is not None and x.data_ptr() == x_init.data_ptr():
         x = x.clone()
     eta = "a function" if callable(recipe.eta) else recipe.eta
     explain = (f"{recipe.name}: {type(recipe.solver).__name__} on {type(sde).__name__}, eta={eta}, {len(times) - 1} steps from "
                f"t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), {watched.calls} "
                f"network calls{watched.evaluations}, {inner} state" + (f" returned as {dtype}" if inner != dtype else "")
-               + ("; too few steps for the method's full order" if few else ""))
-    return SampleInfo(x, watched.calls, tuple(times), torch.stack(trajectory) if record else None, explain, used)
+               + ("; too few steps for the method's full order" if few else "") + f"; {path}")
+    return SampleInfo(x, watched.calls, tuple(times), torch.stack(trajectory) if record else None, explain, used, warmup)
+
+
+def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: Sequence[NoiseLevel], source: Noise | None, table: bool,
+           compile: bool, bar: Any = None, keep: Callable[[Tensor], None] | None = None) -> tuple[Tensor, str, float]:
+    """The state at the last level; which path led there, in words; and seconds of compilation. ``keep`` is given every state."""
+    def seen(k: int, state: Callable[[], Tensor]) -> None:
+        watched.step = k
+        if keep is not None:
+            keep(state())
+        if bar is not None:
+            bar.update()
+
+    answers: list[Prediction] = []
+    watching = seen if keep is not None or bar is not None else None
+    with torch.no_grad():
+        plan = execution.plan(solver, eq, levels, watched, x, source) if table else execution.Plan(None, "table=False")
+        if compile:
+            if plan.program is None:
+                raise ValueError(f"compile=True: {type(solver).__name__} takes readable steps ({plan.reason}); leave compile out.")
+            return execution.compiled(plan.program, x, watched, source, watching)
+        if plan.program is not None:
+            return execution.run(plan.program, x, watched, source, watching, plan.first)
+        if plan.first is not None:
+            answers.append(plan.first)
+            eq = dataclasses.replace(eq, score=lambda x, level: answers.pop() if answers else watched(x, level))
+        for k, state in enumerate(iterate(eq, solver, x, levels, source)):
+            seen(k, lambda x=state.x: x)        # type: ignore[misc]
+    watched.finish()
+    return state.x, f"readable steps: {plan.reason}", 0.0
+
+
+def _bar(progress: bool, name: str, total: int) -> Any:
+    """A progress bar over levels, or None, as a context."""
+    if not progress:
+        return contextlib.nullcontext()
+    from tqdm.auto import tqdm
+    return tqdm(total=total, desc=name, unit="level", leave=False)
 
 
 def sample(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,
            method: str | Method = "dpm++2m", steps: int | None = None, nfe: int | None = None, grid: Any = None,
            t_start: float | None = None, t_end: float | None = None, seed: random.Seed = None, noise: str | Noise = "white",
            conditions: Mapping[str, Any] | None = None, device: torch.device | str | None = None,
-           dtype: torch.dtype | None = None, progress: bool = False, **options: Any) -> Tensor:
+           dtype: torch.dtype | None = None, progress: bool = False, chunk: int | None = None, out: str | os.PathLike[str] | None = None,
+           overwrite: bool = False, group: Any = None, table: bool = True, compile: bool = False, autocast: torch.dtype | None = None,
+           **options: Any) -> Tensor:
     """Draw samples by solving the reverse equation from noise down to data. Returns a Tensor (B, *D).
 
     Parameters
@@ -195,18 +176,111 @@ def sample(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init
         equation's own clock); or a source from ``random`` bound to the state's shape.
     conditions : passed to the network by keyword; tensors with a leading batch axis, or scalars.
     device, dtype : for ``shape``: by default those of the network's parameters, else torch's defaults.
-    progress : show a progress bar.
+    progress : show a progress bar; over chunks where there are chunks.
+    chunk : samples drawn at a time, so that memory is that of the result and of one chunk, whatever B. The samples are those of the
+        whole batch: bit for bit for an elementwise score, to a network's own rounding otherwise. (A method that couples the samples of
+        a batch, by Langevin steps of rule="norm" or one adaptive step for all, couples those of a chunk.) By default, with ``out``,
+        fitted to the event.
+    out : a .npy file. The result is a Tensor over its memory map, on the CPU, and memory is that of one chunk. The file appears when
+        it is complete. An interrupted call, made again with the same arguments, goes on; other arguments are refused.
+    overwrite : replace ``out`` if it exists.
+    group : a torch.distributed process group whose processes all make this call and share the chunks of ``out``. The file is the one
+        that a single process writes on that kind of device, bit for bit.
+    table : run a method that is linear in its vectors from its coefficient table (``execution``), equal to its readable steps up to
+        rounding; False takes the readable steps. ``sample_info(...).explain`` says which ran, and why.
+    compile : compile the network together with the steps (torch.compile; on CUDA the whole run is one CUDA graph). It takes seconds to
+        minutes, once for a network, method and shape (``sample_info(...).warmup``); the compiled function is kept for the next call.
+    autocast : torch.bfloat16 or torch.float16: the network runs under ``torch.autocast`` in that dtype; the state keeps its own.
 
     Raises TypeError or ValueError on a wrong argument before the first network call, and ``NetworkError`` (a ValueError) naming
-    the call, step and time where the network returns a wrong shape or dtype, NaN or inf.
+    the call, step and time where the network returns a wrong shape or dtype, NaN or inf; with ``out`` FileExistsError, and
+    ``sdediff.ranks.RankError`` where another process fails.
     """
-    return sample_info(sde, score, shape=shape, x_init=x_init, method=method, steps=steps, nfe=nfe, grid=grid, t_start=t_start, t_end=t_end,
-                       seed=seed, noise=noise, conditions=conditions, device=device, dtype=dtype, progress=progress, **options).x
+    call = {"shape": shape, "x_init": x_init, "method": method, "steps": steps, "nfe": nfe, "grid": grid, "t_start": t_start,
+            "t_end": t_end, "seed": seed, "noise": noise, "conditions": conditions, "device": device, "dtype": dtype, "table": table,
+            "compile": compile, "autocast": autocast, **options}
+    if out is not None:
+        return chunked(sde, score, chunk=chunk, group=group, **call).write(out, overwrite=overwrite, progress=progress)
+    if overwrite or group is not None:
+        raise ValueError(f"{'overwrite' if overwrite else 'group'}: it belongs to a file; expected out='samples.npy' as well"
+                         + ("." if overwrite else ", or sdediff.sample_chunks(..., group=group) for this process's share."))
+    if chunk is not None:
+        return chunked(sde, score, chunk=chunk, **call).fill(progress)
+    return sample_info(sde, score, progress=progress, **call).x
+
+
+def sample_chunks(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = None, progress: bool = False,
+                  **call: Any) -> Iterator[Tensor]:
+    """The samples of ``sample(sde, score, **call)``, consecutive chunks (chunk, *D) of them, to be reduced on the way: memory is
+    that of one chunk. The last one may be shorter. With ``group``, a torch.distributed process group, rank r of W yields the chunks
+    r, r + W, ...
+
+        mean = sum(x.sum(0) for x in sdediff.sample_chunks(sde, score, shape=(10_000_000, 2), chunk=65536, steps=10)) / 10_000_000
+
+    Arguments, and what is raised, as for ``sample``; wrong arguments raise here, not at the first chunk.
+    """
+    return chunked(sde, score, chunk=chunk, group=group, **call).each(progress)
+
+
+def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = None, shape: Sequence[int] | None = None,
+            x_init: Tensor | None = None, method: str | Method = "dpm++2m", steps: int | None = None, nfe: int | None = None,
+            grid: Any = None, t_start: float | None = None, t_end: float | None = None, seed: random.Seed = None,
+            noise: str | Noise = "white", conditions: Mapping[str, Any] | None = None, device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None, table: bool = True, compile: bool = False, autocast: torch.dtype | None = None,
+            **options: Any) -> chunks.Chunks:
+    """The samples of ``sample`` with these arguments, as chunks that are still to be drawn."""
+    if "record" in options:
+        raise TypeError("record: a trajectory is that of a whole batch, sample_info(..., record=True); expected no record= with chunks.")
+    if isinstance(seed, torch.Generator) or isinstance(noise, Noise):
+        name, value = ("seed", seed) if isinstance(seed, torch.Generator) else ("noise", noise)
+        raise TypeError(f"{name}={type(value).__name__}: it gives noise to a whole batch, and chunks need noise that belongs to a sample; "
+                        "expected an integer seed (seed=0) or one for each sample, and noise='white', 'brownian' or 'clock'.")
+    recipe, eq, _ = _prepare(sde, score, method, conditions, options, autocast)
+    times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)
+    if (shape is None) == (x_init is None):
+        raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
+                         "from the prior, x_init= starts from a state at the first time of the grid.")
+    if x_init is None:
+        size = contracts.shape("shape", shape)
+        device, dtype = _where(score, device and contracts.device("device", device), dtype and contracts.dtype("dtype", dtype))
+    else:
+        if not isinstance(x_init, Tensor) or not x_init.ndim:
+            contracts.state("x_init", x_init)
+        size = tuple(x_init.shape)
+        device, dtype = contracts.device("device", device or x_init.device), contracts.dtype("dtype", dtype or x_init.dtype)
+    length = chunks.size(chunk, size[1:])
+    for rows in () if x_init is None else x_init.split(length):
+        contracts.state("x_init", rows)
+    _check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, size[0])
+    _check_noise(noise, seed, size, torch.float32)
+    score = score.condition(**conditions) if conditions else score                                           # type: ignore[attr-defined]
+    seed = None if seed is None else random.canonical_seed(seed, size[0])
+
+    def draw(start: int, stop: int, seed: Any) -> Tensor:
+        rows = sliced(start, stop) if callable(sliced := getattr(score, "rows", None)) else score
+        given = {"shape": (stop - start, *size[1:])} if x_init is None else {"x_init": x_init[start:stop].clone()}
+        try:
+            return sample_info(sde, rows, **given, method=recipe, grid=times, noise=noise, device=device, dtype=dtype, first=start,
+                               seed=seed[start:stop] if isinstance(seed, list) else seed, table=table, compile=compile,
+                               autocast=autocast).x
+        except NetworkError as error:
+            raise NetworkError(f"{error} This is in the chunk of samples {start} to {stop - 1}.") from None
+
+    def call() -> dict[str, Any]:
+        digest = chunks.fingerprint
+        return {"shape": list(size), "chunk": length, "dtype": str(dtype), "device": device.type, "process": digest(sde),
+                "score": digest(score), "method": f"{recipe.name} {digest((recipe.solver, recipe.eta))}", "noise": noise,
+                "times": f"{len(times) - 1} steps from {times[0]:.6g} to {times[-1]:.6g} {digest(times)}", "x_init": digest(x_init),
+                "seed": seed if not isinstance(seed, list) else digest(seed), "torch": torch.__version__,
+                "table": table, "compile": compile, "autocast": str(autocast)}
+
+    draws = x_init is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
+    return chunks.Chunks(draw, size, length, dtype, device, seed, draws, call, Ranks.of(group))
 
 
 def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", steps: int | None = None, nfe: int | None = None,
            grid: Any = None, t_start: float | None = None, t_end: float | None = None, conditions: Mapping[str, Any] | None = None,
-           progress: bool = False, **options: Any) -> Tensor:
+           progress: bool = False, table: bool = True, **options: Any) -> Tensor:
     """The latent code of x (B, *D): the probability-flow ODE run upwards, from t_end (data) to t_start (noise). Arguments as for
     ``sample``; the grid is the same, read backwards, so that ``sample(..., x_init=encode(...))`` returns x up to the solver's error.
     A stochastic method is a ValueError."""
@@ -219,14 +293,8 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
     _check_conditions(conditions, len(x))
     watched.batch = len(x)
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
-    steps_iter: Any = iterate(eq, recipe.solver, x.to(inner), sde.levels(times))
-    if progress:
-        from tqdm.auto import tqdm
-        steps_iter = tqdm(steps_iter, total=len(times), desc=f"encode {recipe.name}", unit="level", leave=False)
-    with torch.no_grad():
-        for k, state in enumerate(steps_iter):
-            watched.step, end = k, state.x
-    watched.finish()
+    with _bar(progress, f"encode {recipe.name}", len(times)) as bar:
+        end, *_ = _solve(recipe.solver, eq, watched, x.to(inner), _levels(sde, tuple(times)), None, table, False, bar)
     return end.to(x.dtype)
 
 
@@ -311,7 +379,7 @@ def _shaped(name: str, value: Any, x: Tensor) -> Any:
 
 
 def _prepare(sde: SDE, score: Score, method: str | Method, conditions: Mapping[str, Any] | None,
-             options: Mapping[str, Any]) -> tuple[Method, ReverseSDE, _Watched]:
+             options: Mapping[str, Any], autocast: torch.dtype | None = None) -> tuple[Method, ReverseSDE, Watched]:
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
     if not callable(score) or isinstance(score, torch.nn.Module):
@@ -324,7 +392,11 @@ def _prepare(sde: SDE, score: Score, method: str | Method, conditions: Mapping[s
         if not hasattr(score, "condition"):
             raise TypeError(f"conditions={sorted(conditions)}: this score takes none; expected a network score, sdediff.from_network(...).")
         score = score.condition(**conditions)
-    watched = _Watched(score)
+    if autocast_dtype(autocast) is not None:
+        if not isinstance(score, NetworkScore):
+            raise TypeError(f"autocast={autocast}: {type(score).__name__} is no network; expected sdediff.from_network(...), or none.")
+        score = dataclasses.replace(score, autocast=autocast)
+    watched = Watched(score)
     eq = ReverseSDE(sde, watched, recipe.eta)
     recipe.solver.accepts(eq)
     return recipe, eq, watched
@@ -347,7 +419,8 @@ def _times(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None, g
         raise ValueError(f"steps={steps!r}, nfe={nfe!r}: give exactly one; steps= counts grid intervals, nfe= network calls.")
     build = as_grid(grid) if grid is not None else recipe.default_grid(eq.sde)
     if steps is not None:
-        return build(eq.sde, steps, t_start, t_end)
+        kept = execution.is_value(build) and all(map(execution.is_value, (steps, t_start, t_end)))
+        return list(_knots(build, eq.sde, isinstance(steps, bool), steps, t_start, t_end)) if kept else build(eq.sde, steps, t_start, t_end)
     budget = contracts.integer("nfe", nfe, 1)
     calls = lambda n: count_calls(recipe, eq.sde, build(eq.sde, n, t_start, t_end))
     if recipe.solver.adaptive:
@@ -362,6 +435,16 @@ def _times(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None, g
         n = (low + high + 1) // 2
         low, high = (n, high) if calls(n) <= budget else (low, n - 1)
     return build(eq.sde, low, t_start, t_end)
+
+
+@functools.lru_cache(maxsize=64)
+def _knots(build: Any, sde: SDE, flag: bool, *span: Any) -> tuple[float, ...]:
+    return tuple(build(sde, *span))
+
+
+@functools.lru_cache(maxsize=64)
+def _levels(sde: SDE, times: tuple[float, ...]) -> tuple[NoiseLevel, ...]:
+    return tuple(sde.levels(times))
 
 
 def count_calls(recipe: Method, sde: SDE, times: Sequence[float]) -> int:
@@ -388,8 +471,8 @@ def _where(score: Any, device: Any, dtype: torch.dtype | None) -> tuple[torch.de
 
 
 def _noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
-           eq: ReverseSDE | None, levels: Sequence[NoiseLevel]) -> tuple[Noise, int | tuple[int, ...] | None]:
-    """The source of a run and the seed that reproduces it. ``levels`` run from noise to data."""
+           eq: ReverseSDE | None, levels: Sequence[NoiseLevel], first: int = 0) -> tuple[Noise, int | tuple[int, ...] | None]:
+    """The source of a run and the seed that reproduces it. ``levels`` run from noise to data; ``first`` is the first sample's index."""
     if isinstance(noise, Noise):
         return noise, None
     if isinstance(seed, torch.Generator):
@@ -399,14 +482,14 @@ def _noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype:
     key = random.canonical_seed(seed, shape[0])
     used = key if isinstance(key, int) else tuple(key)
     if noise == "white":
-        return random.WhiteNoise(key, shape, dtype=dtype, device=device), used
+        return random.WhiteNoise(key, shape, dtype=dtype, device=device, first=first), used
     if noise == "brownian":
-        return BrownianPath(key, shape, span=(0.0, eq.sde.t_max if eq else levels[0].t), dtype=dtype, device=device), used
+        return BrownianPath(key, shape, span=(0.0, eq.sde.t_max if eq else levels[0].t), dtype=dtype, device=device, first=first), used
     if eq is None or callable(eq.eta) or not eq.eta:
         raise ValueError(f"noise='clock': the equation's own clock needs a constant eta > 0, got eta={eq.eta if eq else None!r}.")
     clock = quadratic_variation(eq.eta)
     finite = [level for level in levels if math.isfinite(level.lam)]
-    return BrownianPath(key, shape, span=(0.0, clock(finite[-1])), clock=clock, dtype=dtype, device=device), used
+    return BrownianPath(key, shape, span=(0.0, clock(finite[-1])), clock=clock, dtype=dtype, device=device, first=first), used
 
 
 def _check_noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype: torch.dtype) -> None:

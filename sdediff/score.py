@@ -13,9 +13,10 @@ forms eps from an x0 network, and refuses, by name, a conversion that does not e
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -165,6 +166,7 @@ class NetworkScore:
     time_input: TimeInput
     sigma_data: float = 0.5
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    autocast: torch.dtype | None = None
 
     @property
     def name(self) -> str:
@@ -179,34 +181,72 @@ class NetworkScore:
         return dataclasses.replace(self, conditions={k: v[start:stop] if isinstance(v, Tensor) and v.ndim else v
                                                      for k, v in self.conditions.items()})
 
-    def _conditions(self, rows: int) -> dict[str, Any]:
+    def conditions_of(self, rows: int) -> dict[str, Any]:
         """The conditions of ``rows`` states. Conditions of B samples are repeated for n B states, n of every sample in blocks of B: row r
         belongs to sample r % B. Any other mismatch is the network's to refuse."""
         several = lambda v: isinstance(v, Tensor) and v.ndim > 0 and 0 < len(v) < rows and rows % len(v) == 0
         return {k: v.repeat(rows // len(v), *[1] * (v.ndim - 1)) if several(v) else v for k, v in self.conditions.items()}
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
-        m = level.to(x)
-        scale = (m.sigma**2 + (m.alpha * self.sigma_data)**2)**0.5 if self.predicts == "edm" else 1.0
-        out = self._call(x / scale if self.predicts == "edm" else x, level)
-        if self.predicts == "edm":                     # both stable at both ends, so both are given
-            s = self.sigma_data
-            return Prediction(x, m, x0=(m.alpha * s**2 / scale**2) * x + (m.sigma * s / scale) * out,
-                              eps=(m.sigma / scale**2) * x - (m.alpha * s / scale) * out)
-        return Prediction(x, m, **{self.predicts: out})
+        m, dtype = level.to(x), self.dtype_of(x)
+        with self.autocasting(x.device):
+            out = self.ask(self.feed(x, m), self._time(level, len(x), dtype, x.device), self.conditions_of(len(x)), dtype, level)
+        return self.interpret(x, m, out)
 
-    def _call(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        dtype = _parameter_dtype(self.network) or x.dtype
-        fed = x.to(dtype)
+    def feed(self, x: Any, m: NoiseLevel) -> Any:
+        """What the network is given for x."""
+        return x / self._scale(m) if self.predicts == "edm" else x
+
+    def interpret(self, x: Any, m: NoiseLevel, out: Any) -> Prediction:
+        """What the network's output for x means; ``x`` and ``out`` may be any vectors that add and scale."""
+        if self.predicts != "edm":
+            return Prediction(x, m, **{self.predicts: out})
+        scale, s = self._scale(m), self.sigma_data     # x0 and eps are both stable at both ends, so both are given
+        return Prediction(x, m, x0=(m.alpha * s**2 / scale**2) * x + (m.sigma * s / scale) * out,
+                          eps=(m.sigma / scale**2) * x - (m.alpha * s / scale) * out)
+
+    def _scale(self, m: NoiseLevel) -> Any:
+        return (m.sigma**2 + (m.alpha * self.sigma_data)**2)**0.5
+
+    def dtype_of(self, x: Tensor) -> torch.dtype:
+        """The dtype that the network is called in: that of its parameters, else x's."""
+        return _parameter_dtype(self.network) or x.dtype
+
+    def autocasting(self, device: torch.device) -> Any:
+        """The context of a call, or of a run of calls, which then casts the weights once."""
+        return torch.autocast(device.type, self.autocast) if self.autocast is not None else contextlib.nullcontext()
+
+    def ask(self, x: Tensor, c: Tensor, conditions: Mapping[str, Any], dtype: torch.dtype, level: NoiseLevel) -> Tensor:
+        """The network's own output in x's dtype, checked; ``level`` is for the message."""
+        fed = x if x.dtype is dtype else x.to(dtype)
         if fed is x and x.is_inference():              # no version counter tells whether the network wrote into it
             fed = x.clone()
         version = None if fed.is_inference() else fed._version
-        out = self.network(fed, self._time(level, len(x), dtype, x.device), **self._conditions(len(x)))
+        return self.checked(self.network(fed, c, **conditions), fed, version, x, level)
+
+    def checked(self, out: Any, fed: Tensor, version: int | None, x: Tensor, level: NoiseLevel) -> Tensor:
+        """What the network returned for x, in x's dtype; ``fed``, what it was given, was at ``version``."""
         where = f"network {self.name} at t={_show(level.t)}"
         out = _returned(where, out, x)
         if version is not None and fed._version != version:
             raise NetworkError(f"{where}: changed its input in place, which would corrupt the trajectory; let it work on x.clone().")
         return out
+
+    def times(self, levels: Sequence[NoiseLevel], batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
+        """The time inputs (B,) of a run's calls, one after the other: one transfer to the device, and memory that does not grow with the
+        number of calls."""
+        read = _TIME_INPUTS[self.time_input] if isinstance(self.time_input, str) else self.time_input
+        values = [read(level) for level in levels]
+        if self.time_input == "index":
+            values = [round(v) if abs(v - round(v)) < 1e-9 else v for v in values]
+        whole = {isinstance(v, int) for v in values}
+        if len(whole) != 1 or any(isinstance(v, Tensor) for v in values):
+            yield from (self._time(level, batch, dtype, device) for level in levels)
+            return
+        table = torch.tensor(values, dtype=torch.int64 if True in whole else dtype, device=device)[:, None]
+        block = max(1, 16384 // max(1, batch))
+        for first in range(0, len(values), block):
+            yield from table[first:first + block].expand(-1, batch).contiguous().unbind()
 
     def _time(self, level: NoiseLevel, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         read = _TIME_INPUTS[self.time_input] if isinstance(self.time_input, str) else self.time_input
@@ -223,7 +263,8 @@ class NetworkScore:
 
 
 def from_network(network: Callable[..., Any], predicts: str = "eps", *, time_input: TimeInput | None = None,
-                 conditions: Mapping[str, Any] | None = None, sigma_data: float = 0.5) -> NetworkScore:
+                 conditions: Mapping[str, Any] | None = None, sigma_data: float = 0.5,
+                 autocast: torch.dtype | None = None) -> NetworkScore:
     """Any callable as a Score. It is called as ``network(x, c, **conditions)`` with x (B, *D) in the network's own dtype
     (that of its parameters, else x's) and c (B,), and returns a tensor shaped as x.
 
@@ -236,6 +277,7 @@ def from_network(network: Callable[..., Any], predicts: str = "eps", *, time_inp
         of the level.
     conditions : passed by keyword; tensors have a leading batch axis, and are repeated where a method asks about several states of each
         sample at once (in blocks of the batch). ``sample(..., conditions=...)`` adds to them.
+    autocast : torch.bfloat16 or torch.float16: the network runs under ``torch.autocast`` in that dtype. The state keeps its own.
 
     Raises TypeError or ValueError on a wrong argument; faults of the network at a call raise ``NetworkError``.
     """
@@ -247,7 +289,14 @@ def from_network(network: Callable[..., Any], predicts: str = "eps", *, time_inp
     if not callable(time_input):
         choice("time_input", time_input, _TIME_INPUTS)
     real("sigma_data", sigma_data, 0.0, low_open=True)
-    return NetworkScore(network, predicts, time_input, sigma_data, dict(conditions or {}))
+    return NetworkScore(network, predicts, time_input, sigma_data, dict(conditions or {}), autocast_dtype(autocast))
+
+
+def autocast_dtype(value: Any) -> torch.dtype | None:
+    """A dtype that autocast knows, or None."""
+    if value not in (None, torch.bfloat16, torch.float16):
+        raise TypeError(f"autocast={value!r}: expected torch.bfloat16, torch.float16 or None.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -258,7 +307,15 @@ class FunctionScore:
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         m = level.to(x)
-        return Prediction(x, m, score=_returned(f"score function at t={_show(m.t)}", self.function(x, m.t), x))
+        return self.interpret(x, m, self.ask(x, m))
+
+    def interpret(self, x: Any, m: NoiseLevel, out: Any) -> Prediction:
+        """What the function's value for x means."""
+        return Prediction(x, m, score=out)
+
+    def ask(self, x: Tensor, m: NoiseLevel) -> Tensor:
+        """The function's value, checked."""
+        return _returned(f"score function at t={_show(m.t)}", self.function(x, m.t), x)
 
 
 def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:

@@ -214,6 +214,18 @@ def transition(t: NoiseLevel, s: NoiseLevel) -> tuple[Scalar, Scalar]:
     return t.alpha / s.alpha, t.sigma * math.sqrt(max(0.0, -math.expm1(2 * (t.lam - s.lam))))
 
 
+def likelihood_law(u: Tensor, low: float, high: float, std: float) -> tuple[Tensor, float]:
+    """(lambda, Z): the inverse distribution function, at u in (0, 1), of the law of lambda on [low, high] with density r/Z,
+    r(lambda) = std^2 alpha^2/(std^2 alpha^2 + sigma^2) = 1/(1 + e^{-2 lambda}/std^2).
+
+    For data N(0, std^2 I) r is E|eps - eps_hat|^2 of a coordinate, the rate in lambda of the likelihood bound, and its standard deviation
+    is the same share of it at every level: no other law of levels estimates the bound with less variance. ``low`` may be -inf."""
+    c = 2 * math.log(std)
+    a, b = (_softplus(torch.tensor(2 * v + c, dtype=torch.float64)) for v in (low, high))         # twice the integral of r
+    y = a + (b - a) * u
+    return ((y + torch.log(-torch.expm1(-y)) - c) / 2).clamp(low, high), 0.5 * (b - a).item()
+
+
 class _Exponential(SDE):
     """alpha = exp(-B/2) with B(t) = int_0^t beta: what VP and sub-VP share."""
 

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 from .contracts import INTEGRATED, choice, integer, real
-from .random import Seed, Tiles, canonical_seed
+from .random import Normals, Seed, canonical_seed
 from .score import Prediction
 from .sde import NoiseLevel
 
@@ -123,8 +123,7 @@ class Target(abc.ABC):
         if isinstance(seed, torch.Generator):
             z = torch.randn(n, self._normals, generator=seed, dtype=torch.float64, device=seed.device).cpu()
         else:
-            tiles = Tiles(canonical_seed(seed, n), (n, self._normals), dtype=torch.float64, device="cpu", labels=1)
-            z = tiles.draw((STREAM,), 0)
+            z = Normals(canonical_seed(seed, n), (n, self._normals), dtype=torch.float64, device="cpu").single((STREAM,))
         z = torch.nn.functional.pad(z, (0, 0, 0, -n % BLOCK))
         x = torch.cat([self._draw(block.T.contiguous()) for block in z.split(BLOCK)])[:n]
         return x.reshape(n, *self.event).to(dtype=dtype, device=torch.get_default_device() if device is None else device)

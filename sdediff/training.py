@@ -20,16 +20,22 @@ Weightings w, with SNR = alpha^2/sigma^2 and s = sigma_data:
     velocity    (alpha lambda')^2   plain flow matching                                      Lipman et al. 2022
     edm         SNR + 1/s^2         = (r^2 + s^2)/(r s)^2 with r = sigma/alpha               Karras et al. 2022, Table 1
     min-snr     min(SNR, gamma)                                                              Hang et al. 2023, sec. 3.4
-    likelihood  -lambda' SNR        = g^2/2 on the score error; the ELBO under uniform times Song et al. 2021b
+    likelihood  -lambda' SNR        = g^2/2 on the score error; the ELBO under uniform times, or importance   Song et al. 2021b
 
 *The times.* In expectation only the weight times the density of the levels matters (Kingma & Gao 2023); the density alone
 sets the variance. A sampler is the inverse distribution function of its law, applied to uniforms that are independent or
 of low discrepancy, u_i = (i + u)/B mod 1 with one u for the batch (Kingma et al. 2021, App. I.1): each u_i is uniform,
-and every B-th part of (0, 1) holds exactly one.
+and every B-th part of (0, 1) holds exactly one. With ``importance`` the loss is divided by the density of its times: its expectation
+is then that of uniform times whatever the law, which is left to set the variance. The law "likelihood" makes it least for the weighting
+"likelihood" on data N(0, s^2 I) (``sde.likelihood_law``), and leaves the weight SNR + 1/s^2, that of "edm", bounded against the error.
 
 *Randomness.* The batch, its times and its noise are pure functions of (seed, step): no generator runs along, so none needs
 saving. Rows are drawn with replacement. What a network takes from the global generators (dropout) is seeded by the step
 as well, and the global state is put back at the end.
+
+*Several processes.* The draws are functions of (seed, step, row of the batch), so rank r of W takes the rows from B r/W to B (r+1)/W of
+the same batch, and gradients of sums over rows, added over ranks and divided by B, are those of one process, whether or not W divides B.
+Every rank takes the same optimiser step; rank 0 writes the checkpoints. A run may go on with another number of ranks.
 
 *Checkpoints* are one safetensors file: the network, its moving average, the moments of AdamW and the losses so far, with
 a JSON document in the metadata. A file appears whole or not at all, and nothing in it is ever executed.
@@ -60,8 +66,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from . import sde as processes
 from .contracts import choice, integer, real, state
 from .random import WhiteNoise
+from .ranks import ALONE, Ranks
 from .score import NetworkScore, Prediction, Score
-from .sde import SDE, NoiseLevel
+from .sde import SDE, NoiseLevel, likelihood_law
 
 # -- the loss ---------------------------------------------------------------------------------------------------------
 
@@ -122,7 +129,7 @@ def loss(score: Score, sde: SDE, x0: Tensor, t: Tensor, eps: Tensor, weighting: 
 
 
 # -- the times --------------------------------------------------------------------------------------------------------
-TIMES = ("uniform", "logsnr", "lognormal")
+TIMES = ("uniform", "logsnr", "lognormal", "likelihood")
 
 
 def uniforms(n: int, rng: np.random.Generator, low_discrepancy: bool = True) -> Tensor:
@@ -131,13 +138,14 @@ def uniforms(n: int, rng: np.random.Generator, low_discrepancy: bool = True) -> 
     return torch.from_numpy(u).clamp(2.0**-53, 1 - 2.0**-53)
 
 
-def times(law: str, sde: SDE, u: Tensor, *, p_mean: float = -1.2, p_std: float = 1.2) -> Tensor:
+def times(law: str, sde: SDE, u: Tensor, *, p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
     """Times in [t_min, t_max] from uniforms u on (0, 1): the inverse distribution function of a law of levels, float64 as u.
 
     law : "uniform" in t; "logsnr", lambda uniform; "lognormal", log(sigma/alpha) = -lambda normal of mean ``p_mean`` and
         standard deviation ``p_std``, conditioned on the span (Karras et al. 2022, Table 1; on RectifiedFlow it is the
-        logit-normal law of Esser et al. 2024). A chain's times are its knots 1..N: "uniform" over them, the other laws
-        rounded up to the next.
+        logit-normal law of Esser et al. 2024); "likelihood", lambda with density proportional to s^2 alpha^2/(s^2 alpha^2 +
+        sigma^2), s = ``sigma_data``. A chain's times are its knots 1..N: "uniform" over them, the other laws rounded up to the
+        next.
 
     Raises ValueError on an unknown law, and for "logsnr" where lambda is infinite at an end.
     """
@@ -154,6 +162,8 @@ def times(law: str, sde: SDE, u: Tensor, *, p_mean: float = -1.2, p_std: float =
             raise ValueError(f"times='logsnr': lambda runs from {low} to {high} on [{first}, {sde.t_max}]; expected finite "
                              "ends. Use times='uniform' or 'lognormal'.")
         lam = low + (high - low) * u
+    elif law == "likelihood":
+        lam = likelihood_law(u, low, high, sigma_data)[0]
     else:
         # P(-lambda <= y) = Phi((y - p_mean)/p_std), between the ends
         a, b = (torch.special.ndtr(torch.tensor((-e - p_mean) / p_std, dtype=u.dtype)) for e in (high, low))
@@ -163,6 +173,28 @@ def times(law: str, sde: SDE, u: Tensor, *, p_mean: float = -1.2, p_std: float =
         lam = -(p_mean + p_std * torch.special.ndtri(a + (b - a) * u))
     t = sde.time_of(lam.clamp(low, high)).clamp(first, sde.t_max)
     return t if sde.knots is None else t.ceil()
+
+
+def density(law: str, sde: SDE, t: Tensor, *, p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
+    """The density of ``times`` of that law at t, relative to uniform times on [t_min, t_max]; shaped as t, float64. ValueError on a chain,
+    whose times are knots."""
+    choice("times", law, TIMES)
+    if sde.knots is not None:
+        raise ValueError(f"density of times='{law}' on {type(sde).__name__}: the times of a chain are its knots; expected a process in "
+                         "continuous time.")
+    if law == "uniform":
+        return torch.ones_like(t, dtype=torch.float64)
+    level, (low, high) = sde.at(t.double()), (m.lam for m in sde.levels([sde.t_max, sde.t_min]))
+    alpha = level.alpha.clamp_min(1e-30)        # at alpha = 0 what is divided by the density has a limit
+    level, lam = level._replace(alpha=alpha), alpha.log() - level.sigma.log()
+    if law == "logsnr":
+        rate = torch.full_like(lam, 1 / (high - low))
+    elif law == "likelihood":
+        rate = torch.sigmoid(2 * lam + 2 * math.log(sigma_data)) / likelihood_law(t[:0], low, high, sigma_data)[1]
+    else:
+        a, b = (torch.special.ndtr(torch.tensor((-e - p_mean) / p_std, dtype=torch.float64)) for e in (high, low))
+        rate = torch.exp(-0.5 * ((lam + p_mean) / p_std)**2) / (p_std * math.sqrt(2 * math.pi) * (b - a))
+    return (sde.t_max - sde.t_min) * rate * _slope(level) / (level.alpha * level.sigma)
 
 
 # -- the configuration ------------------------------------------------------------------------------------------------
@@ -185,7 +217,9 @@ class TrainingConfig:
         ema: decay of the moving average of the weights, min(ema, (1 + k)/(10 + k)) at step k.
         weighting: "eps", "x0", "v", "velocity", "edm", "min-snr" or "likelihood".
         gamma: the bound of "min-snr".
-        times: law of the levels: "uniform" in t, "logsnr", or "lognormal".
+        times: law of the levels: "uniform" in t, "logsnr", "lognormal", or "likelihood", of least variance for that weighting.
+        importance: divide by the density of the times, so that the law sets the variance of the loss and not its expectation.
+        dequantise: width of uniform noise on the data, drawn anew in every batch: the bin width of data on a lattice, for likelihoods.
         low_discrepancy: spread the levels of a batch evenly over their law.
         p_mean: mean of log(sigma/alpha) under "lognormal".
         p_std: its standard deviation.
@@ -208,6 +242,8 @@ class TrainingConfig:
     low_discrepancy: bool = True
     p_mean: float = -1.2
     p_std: float = 1.2
+    importance: bool = False
+    dequantise: float = 0.0
     seed: int = 0
     checkpoint_every: int = 1000
 
@@ -219,15 +255,17 @@ class TrainingConfig:
             real(name, getattr(self, name), 0.0, low_open=True)
         if self.clip is not None:
             real("clip", self.clip, 0.0, low_open=True, hint="or None for no clipping")
-        real("weight_decay", self.weight_decay, 0.0)
+        for name in ("weight_decay", "dequantise"):
+            real(name, getattr(self, name), 0.0)
         real("p_mean", self.p_mean)
         for name in ("beta2", "ema"):
             real(name, getattr(self, name), 0.0, 1.0, high_open=True)
         choice("schedule", self.schedule, SCHEDULES)
         choice("weighting", self.weighting, WEIGHTINGS)
         choice("times", self.times, TIMES)
-        if not isinstance(self.low_discrepancy, bool):
-            raise TypeError(f"low_discrepancy={self.low_discrepancy!r}: expected True or False.")
+        for name in ("low_discrepancy", "importance"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name}={getattr(self, name)!r}: expected True or False.")
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0..steps-1, a pure function of the step."""
@@ -410,7 +448,7 @@ class _Rounded(nn.Module):
 
 def train(score: NetworkScore, sde: SDE, data: Tensor, config: TrainingConfig | None = None, *,
           conditions: Mapping[str, Tensor] | None = None, checkpoint: str | Path | None = None, resume: bool = False,
-          progress: bool = True) -> Trained:
+          progress: bool = True, group: Any = None) -> Trained:
     """Train a network by denoising score matching: AdamW on the weighted loss, gradients clipped, weights averaged.
 
     Parameters
@@ -425,9 +463,13 @@ def train(score: NetworkScore, sde: SDE, data: Tensor, config: TrainingConfig | 
         uninterrupted one would have, bit for bit (on one kind of machine with one number of threads; on a GPU, where its
         kernels are deterministic). With ``resume``, a file that does not exist yet is a fresh start.
     progress : show a tqdm bar with the loss; into a pipe it writes a line every 10 s.
+    group : a torch.distributed process group whose processes all make this call, each with its own copy of the data. ``batch`` is
+        then shared by them, and the losses are those of one process to rounding (batch normalisation apart, whose statistics are
+        those of a rank's rows, and dropout, which draws other masks). All start from rank 0's weights.
 
     Raises TypeError or ValueError for wrong arguments and for a checkpoint of another run (other network, data, process or
-    configuration), and FloatingPointError when the loss is not finite. The global random state is left as it was.
+    configuration), FloatingPointError when the loss is not finite, and ``ranks.RankError`` where another process fails. The global
+    random state is left as it was.
     """
     config = TrainingConfig() if config is None else config
     if not isinstance(config, TrainingConfig):
@@ -449,16 +491,22 @@ def train(score: NetworkScore, sde: SDE, data: Tensor, config: TrainingConfig | 
     if path is not None and not path.parent.is_dir():
         raise FileNotFoundError(f"checkpoint={str(path)!r}: expected its directory to exist.")
 
-    network = score.network
+    ranks, network = Ranks.of(group), score.network
+    if config.batch < ranks.size:
+        raise ValueError(f"batch={config.batch}: {ranks.size} processes share it; expected batch >= {ranks.size}.")
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters or any(p.dtype not in (torch.bfloat16, torch.float32, torch.float64) for p in parameters):
         raise TypeError(f"network {score.name}: its parameters are {sorted({str(p.dtype) for p in network.parameters()})}; "
                         "expected trainable ones of float32, float64 or bfloat16.")
     rounded = parameters[0].dtype == torch.bfloat16
+    with torch.no_grad():
+        ranks.from_first(*(p.data for p in network.parameters()), *network.buffers())
     with torch.random.fork_rng(devices=_cuda(parameters[0].device)), torch.enable_grad():
-        run = _Run(_Rounded(network, torch.bfloat16) if rounded else network, score, sde, data, conditions, config)
+        run = _Run(_Rounded(network, torch.bfloat16) if rounded else network, score, sde, data, conditions, config, ranks)
         if path is not None and path.exists():
             run.restore(load_checkpoint(path))
+        if ranks.size > 1:
+            ranks.same(run.document())
         run.loop(path, progress)
     ema = run.average.module
     if rounded:
@@ -473,37 +521,49 @@ class _Run:
     """The state of a training run after ``step`` steps."""
 
     def __init__(self, network: nn.Module, score: NetworkScore, sde: SDE, data: Tensor, conditions: Mapping[str, Tensor],
-                 config: TrainingConfig) -> None:
+                 config: TrainingConfig, ranks: Ranks = ALONE) -> None:
         self.network, self.score, self.sde, self.config = network, dataclasses.replace(score, network=network), sde, config
+        self.ranks, share = ranks, [config.batch * r // ranks.size for r in (ranks.rank, ranks.rank + 1)]
+        self.rows = slice(*share)               # of the batch: this rank's
         self.step = 0
         self.named = {k: p for k, p in _bare(network).named_parameters() if p.requires_grad}
         first = next(iter(self.named.values()))
         self.given = data, conditions
         self.data = data.detach().to(device=first.device, dtype=first.dtype)
         self.conditions = {k: v.detach().to(first.device) for k, v in conditions.items()}
-        self.noise = WhiteNoise(config.seed, (config.batch, *data.shape[1:]), dtype=first.dtype, device=first.device)
+        self.noise = WhiteNoise(config.seed, (share[1] - share[0], *data.shape[1:]), dtype=first.dtype, device=first.device,
+                                first=share[0])
         self.optimizer = torch.optim.AdamW(self.named.values(), lr=config.lr, betas=(0.9, config.beta2),
                                            weight_decay=config.weight_decay, fused=first.device.type in ("cpu", "cuda"))
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.decay(0)))
         self.average.n_averaged.fill_(1)        # the average starts at the initial weights
         self.losses = torch.zeros(config.steps, device=first.device)
+        self.law = {"p_mean": config.p_mean, "p_std": config.p_std, "sigma_data": float(score.sigma_data)}
 
     def draw(self) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
-        """The batch of this step, its conditions, times and noise: pure functions of (seed, step)."""
+        """This rank's rows of the batch of this step, their conditions, times and noise: pure functions of (seed, step, row)."""
         c, rng = self.config, np.random.Generator(np.random.Philox(key=self.config.seed, counter=self.step << 64))
-        rows = torch.from_numpy((rng.random(c.batch) * len(self.data)).astype(np.int64)).to(self.data.device)
-        t = times(c.times, self.sde, uniforms(c.batch, rng, c.low_discrepancy), p_mean=c.p_mean, p_std=c.p_std)
-        return self.data[rows], {k: v[rows] for k, v in self.conditions.items()}, t, self.noise.at(self.step).normal(_USE)
+        rows = torch.from_numpy((rng.random(c.batch) * len(self.data)).astype(np.int64)[self.rows]).to(self.data.device)
+        t = times(c.times, self.sde, uniforms(c.batch, rng, c.low_discrepancy)[self.rows], **self.law)
+        x0, noise = self.data[rows], self.noise.at(self.step)
+        if c.dequantise:
+            x0 = x0 + c.dequantise * (torch.special.ndtr(noise.normal(_USE + 1).float()) - 0.5).to(x0)
+        return x0, {k: v[rows] for k, v in self.conditions.items()}, t, noise.normal(_USE)
 
     def advance(self) -> None:
         """One step. Ctrl-C comes before or after the update, never between its parts."""
         x0, conditions, t, eps = self.draw()
         c = self.config
-        _seed(c.seed, self.step, self.data.device)
+        _seed(c.seed, self.step, self.rows.start, self.data.device)
         score = self.score.condition(**conditions) if conditions else self.score
-        value = loss(score, self.sde, x0, t, eps, c.weighting, gamma=c.gamma).mean()
+        losses = loss(score, self.sde, x0, t, eps, c.weighting, gamma=c.gamma)
+        if c.importance:
+            losses = losses / density(c.times, self.sde, t, **self.law).to(losses)
+        value = losses.sum() / c.batch
         self.optimizer.zero_grad()
         value.backward()
+        if self.ranks.size > 1:
+            value = self.total(value.detach())
         if c.clip is not None:
             nn.utils.clip_grad_norm_(self.named.values(), c.clip)
         with _uninterrupted():
@@ -515,10 +575,26 @@ class _Run:
             self.losses[self.step] = value.detach()
             self.step += 1
 
+    def total(self, value: Tensor) -> Tensor:
+        """The loss of the whole batch, and its gradients in place of this rank's, in one message. A parameter has a gradient where any
+        rank used it."""
+        parameters = list(self.named.values())
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        used = value.new_tensor([p.grad is not None for p in parameters])
+        flat = torch.cat([value.view(1), used, *(g.flatten() for g in gradients)])
+        self.ranks.add(flat)
+        value, used, *summed = flat.split([1, len(used), *(g.numel() for g in gradients)])
+        for p, gradient, total, users in zip(parameters, gradients, summed, used):
+            gradient.copy_(total.view_as(p))
+            if p.grad is None and bool(users):
+                p.grad = gradient
+        return value[0]
+
     def loop(self, path: Path | None, progress: bool) -> None:
         from tqdm import tqdm
 
-        config, training = self.config, self.network.training
+        config, training, first = self.config, self.network.training, self.ranks.rank == 0
+        path, progress = (path, progress) if first else (None, False)
         self.network.train()
         try:
             with tqdm(total=config.steps, initial=self.step, disable=not progress, desc="train", dynamic_ncols=True,
@@ -531,6 +607,7 @@ class _Run:
                         self.check()
                         if path is not None:
                             self.save(path)
+            self.ranks.agree()                  # the checkpoint is there
         except KeyboardInterrupt:
             if path is not None and self.step and math.isfinite(self.recent()):
                 self.save(path)
@@ -570,8 +647,8 @@ class _Run:
         c, theirs = self.config, saved.document
         for name, value in dataclasses.asdict(c).items():
             free = name == "checkpoint_every" or (name == "steps" and c.schedule == "constant")
-            if value != theirs["training"][name] and not free:
-                raise ValueError(f"{name}={value!r}: the run of {saved.path} has {name}={theirs['training'][name]!r}; expected "
+            if value != getattr(saved.config, name) and not free:
+                raise ValueError(f"{name}={value!r}: the run of {saved.path} has {name}={getattr(saved.config, name)!r}; expected "
                                  "the same, to continue it.")
         for name, value in self.document().items():
             if name not in ("step", "training") and json.loads(json.dumps(value)) != theirs[name]:
@@ -616,9 +693,9 @@ def _cuda(device: torch.device) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
-def _seed(seed: int, step: int, device: torch.device) -> None:
-    """The global generators, inside train's fork: what dropout draws is a function of (seed, step) too."""
-    word = int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=7).digest(), "little")
+def _seed(seed: int, step: int, row: int, device: torch.device) -> None:
+    """The global generators, inside train's fork: what dropout draws is a function of (seed, step) too, and of a rank's first row."""
+    word = int.from_bytes(hashlib.blake2b(f"{seed}/{step}{f'/{row}' if row else ''}".encode(), digest_size=7).digest(), "little")
     torch.default_generator.manual_seed(word)
     if device.type == "cuda":
         with torch.cuda.device(device):

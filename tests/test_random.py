@@ -1,5 +1,6 @@
 """Noise is a pure function of (seed, sample, label or times), standard normal, independent, and a Brownian path where it
 says so."""
+import concurrent.futures
 import itertools
 import math
 import random as python_random
@@ -14,7 +15,7 @@ from scipy import stats
 from strategies import seeds, shapes
 
 from sdediff import random
-from sdediff.random import BrownianPath, GeneratorNoise, Tiles, WhiteNoise, canonical_seed, quadratic_variation, source
+from sdediff.random import BrownianPath, GeneratorNoise, WhiteNoise, canonical_seed, quadratic_variation, source
 from sdediff.sde import VPSDE
 
 F64 = torch.float64
@@ -45,16 +46,35 @@ def test_rows_alone_in_a_batch_and_in_chunks(seed, shape, step, use, first):
     assert torch.equal(torch.cat(parts), whole)
 
 
-@pytest.mark.parametrize("event", [(), (1,), (2,), (3, 5), (1, 8, 8), (3, 80, 80), (2, 2, 2, 2)])
-def test_purity_across_tile_boundaries(event):
-    size = max(1, math.prod(event))
-    tile = Tiles(0, (1, *event)).samples
-    batch = min(3 * tile + 5, 200_000 // size + 2)
-    for first in (0, tile - 1):
+@pytest.mark.parametrize("event", [(), (1,), (3, 5), (1, 8, 8), (3, 80, 80)])
+def test_purity_across_blocks_windows_and_labels_drawn_ahead(event):
+    """A sample alone draws 32 labels at once; a batch of more than a window draws one, in several windows."""
+    size, window = max(1, math.prod(event)), random.WINDOW * 2 * random.BLOCK
+    batch = window // size + 3
+    for first in (0, batch - 1, 77):
         whole = WhiteNoise(7, (batch, *event), first=first).at(40).normal()
-        for i in {0, min(tile, batch) - 1, batch // 2, batch - 1}:
+        for i in {0, 1, batch // 2, batch - 2, batch - 1}:
             assert torch.equal(WhiteNoise(7, (1, *event), first=first + i).at(40).normal()[0], whole[i])
         assert len(torch.unique(whole.reshape(batch, -1)[:, 0])) > 0.99 * batch             # no sample repeats another
+    part = WhiteNoise(7, (2000 // size + 2, *event), first=77).at(40).normal()
+    assert torch.equal(part, whole[:len(part)])
+
+
+def test_tiles_of_a_gpu_cut_anywhere_are_the_same_row():
+    """The logic of tiles, with a CPU's generator in a GPU's place."""
+    row = lambda start, count: random._tiles([((1, 2), 0), ((1, 3), 0)], start, count, 64, torch.device("cpu"))
+    whole = row(0, 300)
+    for start, count in ((0, 64), (64, 128), (1, 2), (63, 2), (100, 200), (299, 1), (5, 0)):
+        assert torch.equal(row(start, count), whole[:, start:start + count])
+    assert len(torch.unique(whole)) == 600
+
+
+def test_threads_do_not_disturb_each_other():
+    ask = lambda k: (WhiteNoise(k, (300, 50)).at(k).normal(), BrownianPath(k, (300,)).value(0.3))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for k, (z, w) in enumerate(pool.map(ask, range(40))):
+            assert torch.equal(z, ask(k)[0])
+            assert torch.equal(w, ask(k)[1])
 
 
 @given(seeds, shapes(4, 3), st.lists(st.tuples(st.integers(0, 70), st.integers(0, 2), st.integers(-1, 3)), min_size=2, max_size=8))
@@ -125,7 +145,7 @@ def test_memory_stays_flat_over_many_nested_loops():
         for inner in range(3):
             noise.at(step).within().at(inner).normal()
             noise.at(step).normal(2)
-    assert len(noise.tiles._held) <= random.KEPT
+    assert len(noise.normals._held) <= random.KEPT
 
 
 def test_empty_batches_and_events():
@@ -158,10 +178,10 @@ def test_per_sample_seeds_are_standard_normal():
 def test_independent_over_steps_uses_loops_samples_and_seeds(event):
     n = 24_000 // max(1, math.prod(event))
     noise = WhiteNoise(11, (n + 1, *event), dtype=F64)
-    last = Tiles(11, (n, *event)).labels - 1
+    last = random.LABELS - 1
     draws = {
         "step 0": noise.at(0).normal(), "step 1": noise.at(1).normal(), "step 0, use 0": noise.at(0).normal(0),
-        "step 0, use 2": noise.at(0).normal(2), "last of a tile": noise.at(last).normal(), "next tile": noise.at(last + 1).normal(),
+        "step 0, use 2": noise.at(0).normal(2), "last of a key": noise.at(last).normal(), "next key": noise.at(last + 1).normal(),
         "loop in step 0": noise.at(0).within().normal(), "loop in step 1": noise.at(1).within().normal(),
         "step 1 of a loop": noise.at(0).within().at(1).normal(), "loop in a loop": noise.at(0).within().at(1).within().normal(),
         "initial": noise.initial(), "use 4": noise.at(0).normal(4), "loop's initial": noise.within().initial(),
@@ -176,16 +196,32 @@ def test_independent_over_steps_uses_loops_samples_and_seeds(event):
     assert all(len(a & b) < 0.01 * len(a) for a, b in itertools.combinations(flat, 2))         # nor the same numbers, shuffled
 
 
-@pytest.mark.parametrize("event", [(), (2,), (37,)])
-def test_tiles_whose_32_bit_seeds_collide_stay_uncorrelated(event, monkeypatch):
-    honest = random._digest
-    monkeypatch.setattr(random, "_digest", lambda *words: bytes(8) + honest(*words)[8:])
-    n = 4000
-    z = WhiteNoise(list(range(n)), (n, *event), dtype=F64).normal()
-    assert torch.equal(z.abs(), z[:1].abs().expand_as(z))                # they do collide: one tile up to signs
-    products = z[1:] * z[:-1]
-    assert abs(float(products.sum() / (products**2).sum().sqrt())) < 5
-    assert stats.binomtest(int((z > 0).sum()), z.numel()).pvalue > 1e-6
+@given(st.lists(st.integers(-2**63, 2**63 - 1), min_size=1, max_size=5), st.integers(0, 2**100), st.integers(0, 300))
+def test_a_stream_is_entered_anywhere(key, start, skip):
+    words = random._Engine().words
+    whole = words(tuple(key), start, skip + 5)
+    assert (words(tuple(key), start + skip, 5) == whole[skip:]).all()          # back
+    assert (random._Engine().words(tuple(key), start + skip, 5) == whole[skip:]).all()
+    assert (words((*key, 0), start, 5) != whole[:5]).all()
+
+
+def test_words_become_normals_by_box_and_muller():
+    words = random._Engine().words((3, 1), 0, 4 * random.BLOCK).astype("<u8").view("<i4").astype(float).reshape(4, 2, random.BLOCK)
+    r, theta = np.sqrt(-2 * np.log(np.abs(words[:, 0]) / 2**31)), np.pi * words[:, 1] / 2**31
+    z = random._rows([((3, 1), 0)], 0, 8 * random.BLOCK).view(4, 2, random.BLOCK)
+    assert np.allclose(z[:, 0], r * np.cos(theta), rtol=0, atol=5e-6)
+    assert np.allclose(z[:, 1], r * np.sin(theta), rtol=0, atol=5e-6)
+
+
+def test_the_rarest_words_are_finite_normals():
+    extreme = np.array([0, 1, 2**31 - 1, 2**31, 2**32 - 1], dtype="<u4")
+    words = np.array([(int(t) << 32) | int(u) for u in extreme for t in extreme] + [0] * (random.BLOCK - 25), dtype="<u8")
+    half = words.view("<i4").reshape(1, 2, random.BLOCK)                       # a block's first half are its u
+    assert set(half[0].flatten().tolist()) >= {0, 1, -1, 2**31 - 1, -2**31}
+    r = random._Engine().window([words], 1).r
+    assert bool(torch.isfinite(r).all())
+    assert float(r.max()) == pytest.approx(math.sqrt(-2 * math.log(2.0**-33)), rel=1e-6)
+    assert float(r.min()) == 0
 
 
 # -- the global state ---------------------------------------------------------------------------------------------
@@ -342,6 +378,47 @@ def test_path_on_a_shifted_span_and_many_seeds():
         assert stats.kstest((path.value(c) / math.sqrt(c + 2)).numpy(), "norm").pvalue > 1e-5
 
 
+@pytest.mark.parametrize("own", [False, True])
+@settings(max_examples=12)
+@given(seeds, st.floats(1e-6, 3.0), st.integers(0, 200))
+def test_the_weights_on_the_way_up_are_the_bridges_on_the_way_down(own, seed, c, first):
+    seed = [seed, 5, 6] if own else seed
+    path = BrownianPath(seed, (3, 2), dtype=F64, span=(0.0, 3.0), first=first)
+    normals, (cells, end) = path.white.normals, path._descend(c)
+    pairs = [[x.double().reshape(3, 2) for x in normals.pair((-1, 0, cell.node))] for cell in cells]
+    zero, (z, y) = torch.zeros(3, 2, dtype=F64), pairs[0]
+    low, high = (zero, zero), (math.sqrt(3) * z, 3**1.5 * (z / 2 + y / math.sqrt(12)))
+    middle = None
+    for (_, h, p, side), (z, y) in zip(cells[1:], pairs[1:]):
+        (w_w, w_a), (a_w, a_a), (lww, law, laa) = random._bridge(p)
+        dw, da = high[0] - low[0], high[1] - low[1] - h * low[0]
+        middle = (low[0] + w_w * dw + w_a / h * da + math.sqrt(h) * lww * z,
+                  low[1] + p * h * low[0] + a_w * h * dw + a_a * da + h**1.5 * (law * z + laa * y))
+        low, high = (low, middle) if side == 1 else (middle, high)
+    w, a = middle if end == 2 else (low, high)[end]
+    assert torch.allclose(path._at(c, "w").double(), w, rtol=0, atol=3e-6)
+    assert torch.allclose(path._at(c, "a"), a, rtol=0, atol=3e-6)
+
+
+@settings(max_examples=12)
+@given(seeds, spans)
+def test_a_path_over_a_grid_keeps_it_and_gives_the_same_bits(seed, t):
+    free = BrownianPath(seed, (4, 2))
+    path, calls = free.over([at(c) for c in t]), []
+    combine = path.white.normals.combine
+    path.white.normals.combine = lambda *args: calls.append(args) or combine(*args)
+    for _ in range(2):
+        for a, b in itertools.pairwise(t[::-1]):
+            other = BrownianPath(seed, (4, 2))
+            assert torch.equal(path.at(3).area(at(a), at(b)), other.area(at(a), at(b)))         # both are asked for, in another order
+            assert torch.equal(path.within().unit(at(a), at(b)), other.unit(at(a), at(b)))
+            assert torch.equal(path.unit(at(a), at(b)), BrownianPath(seed, (4, 2)).unit(at(a), at(b)))
+    assert len(calls) == len(t)
+    assert torch.equal(path.value(1 / 3), BrownianPath(seed, (4, 2)).value(1 / 3))              # others are drawn as ever
+    assert len(path._memo.recent) == 1
+    assert len(path._memo.known) == len(t)
+
+
 @given(st.floats(1e-4, 1 - 1e-4))
 def test_bridge_is_gaussian_conditioning(p):
     ww = lambda s, t: min(s, t)
@@ -403,7 +480,15 @@ def test_the_path_is_continuous(seed, c):
 
 @pytest.mark.gpu
 def test_noise_on_a_gpu_is_pure_there(cuda):
-    whole = WhiteNoise(3, (50, 3), device=cuda).at(7).normal()
+    n = random.TILE // 3 + 5
+    whole = WhiteNoise(3, (n, 7), device=cuda).at(7).normal()
     assert whole.device.type == "cuda"
-    assert torch.equal(WhiteNoise(3, (1, 3), device=cuda, first=20).at(7).normal(), whole[20:21])
+    for first, rows in ((20, 1), (random.TILE // 7 - 1, 3), (n - 2, 2)):
+        assert torch.equal(WhiteNoise(3, (rows, 7), device=cuda, first=first).at(7).normal(), whole[first:first + rows])
+    own = WhiteNoise([5, 6, 7], (3, 2), device=cuda).at(40).normal()
+    assert torch.equal(WhiteNoise([6], (1, 2), device=cuda).at(40).normal(), own[1:2])
     assert stats.kstest(WhiteNoise(3, (60_000,), device=cuda).normal().cpu().double().numpy(), "norm").pvalue > 1e-5
+    path = BrownianPath(3, (500, 2), dtype=F64, device=cuda)
+    fine = path.increment(at(1.0), at(0.3)) + path.increment(at(0.3), at(0.1))
+    assert torch.allclose(fine, path.increment(at(1.0), at(0.1)), rtol=0, atol=1e-12)
+    assert torch.equal(BrownianPath(3, (2, 2), dtype=F64, device=cuda, first=100).value(0.3), path.value(0.3)[100:102])

@@ -92,34 +92,41 @@ def table(solver: Solver, sde: SDE, levels: Sequence[NoiseLevel], *, eta: Any = 
     return Table(states, inputs, called, predicts)
 
 
+Ask = tuple[tuple[int | None, ...], str, tuple[Any, ...]]      # at(k), for None within(), in turn; then a method and its arguments
+
+
+def draw(source: Noise, ask: Ask) -> Any:
+    """What a source answers."""
+    path, name, levels = ask
+    for step in path:
+        source = source.within() if step is None else source.at(step)
+    return getattr(source, name)(*levels)
+
+
 class _Draws(Noise):
-    """A noise source whose draws are terms, and which writes down what was asked for: ``asked[i]`` gets draw i from a real source."""
+    """A noise source whose draws are terms: ``term`` makes one of what is asked. ``folds``: methods that are their base-class formulas in
+    the others, so that their factors become coefficients."""
 
-    def __init__(self, asked: list[Callable[[Noise], Any]], reach: Callable[[Noise], Noise] = lambda source: source) -> None:
-        self.asked, self.reach = asked, reach
-
-    def _term(self, ask: Callable[[Noise], Any]) -> Any:
-        reach = self.reach
-        self.asked.append(lambda source: ask(reach(source)))
-        return Form({("noise", len(self.asked) - 1): 1.0})
+    def __init__(self, term: Callable[[Ask], Any], path: tuple[int | None, ...] = (), folds: frozenset[str] = frozenset()) -> None:
+        self.term, self.path, self.folds = term, path, folds
 
     def at(self, step: int) -> _Draws:
-        return _Draws(self.asked, lambda source, reach=self.reach: reach(source).at(step))              # type: ignore[misc]
+        return _Draws(self.term, (*self.path, step), self.folds)
 
     def within(self) -> _Draws:
-        return _Draws(self.asked, lambda source, reach=self.reach: reach(source).within())              # type: ignore[misc]
+        return _Draws(self.term, (*self.path, None), self.folds)
 
     def normal(self, use: int = 1) -> Any:
-        return self._term(lambda source: source.normal(use))
+        return self.term((self.path, "normal", (use,)))
 
     def unit(self, t: Any, s: Any) -> Any:
-        return self._term(lambda source: source.unit(t, s))
+        return self.term((self.path, "unit", (t, s)))
 
     def increment(self, t: Any, s: Any) -> Any:
-        return self._term(lambda source: source.increment(t, s))
+        return super().increment(t, s) if "increment" in self.folds else self.term((self.path, "increment", (t, s)))
 
     def area(self, t: Any, s: Any) -> Any:
-        return self._term(lambda source: source.area(t, s))
+        return super().area(t, s) if "area" in self.folds else self.term((self.path, "area", (t, s)))
 
 
 class Step(NamedTuple):
@@ -138,8 +145,119 @@ def linear_step(solver: Solver, eq: ReverseSDE, t: NoiseLevel, s: NoiseLevel, *,
     linear in its vectors."""
     score, inputs, levels = _outputs(predicts)
     draws: list[Callable[[Noise], Any]] = []
-    state = solver.step(dataclasses.replace(eq, score=score), State(Form({("x",): 1.0})), t, s, _Draws(draws))
+
+    def term(ask: Ask) -> Form:
+        draws.append(lambda source: draw(source, ask))
+        return Form({("noise", len(draws) - 1): 1.0})
+
+    state = solver.step(dataclasses.replace(eq, score=score), State(Form({("x",): 1.0})), t, s, _Draws(term))
     return Step(inputs, levels, _linear(solver, state.x), draws)
+
+
+class Draw(NamedTuple):
+    """``value`` is what the source answers."""
+
+    value: Term
+    ask: Ask
+
+
+class Call(NamedTuple):
+    """``values`` are what the network returns for ``given`` at ``level``."""
+
+    values: tuple[Term, ...]
+    given: Form
+    level: NoiseLevel
+
+
+class Define(NamedTuple):
+    """``value`` is a combination of earlier values."""
+
+    value: Term
+    form: Form
+
+
+Event = Draw | Call | Define
+
+
+class Tape(NamedTuple):
+    """A run written down step by step: ``steps[k]``, its events in order; ``states[k]``, the value that is the state after k steps. The
+    value ("x",) is the start. A step's forms hold values that are live, not the whole past."""
+
+    steps: list[list[Event]]
+    states: list[Term]
+
+
+def tape(solver: Solver, sde: SDE, levels: Sequence[NoiseLevel], *, eta: Any = 0.0, feed: Callable[[Form, NoiseLevel], Form],
+         interpret: Callable[..., Prediction], outputs: int = 1, keep: int = 2, folds: frozenset[str] | None = None) -> Tape:
+    """The tape of a solver on a grid. The network is given ``feed(x, level)``, and its ``outputs`` vectors mean ``interpret(x, level,
+    *vectors)``. After a step the state is a value, and of what the solver remembers forms of up to ``keep`` terms stay as they are,
+    longer ones become values. ``folds``: see ``_Draws``, for a source that answers the same to the same question; with None every
+    question is a draw of its own. Raises TypeError on a solver that is not linear in its vectors."""
+    events: list[Event] = []
+    drawn: dict[Ask, Form] = {}
+    calls = 0
+
+    def term(ask: Ask) -> Form:
+        if folds is not None and ask in drawn:
+            return drawn[ask]
+        value: Term = ("noise", *ask) if folds is not None else ("noise", *ask, len(events))
+        events.append(Draw(value, ask))
+        drawn[ask] = Form({value: 1.0})
+        return drawn[ask]
+
+    def score(x: Form, level: NoiseLevel) -> Prediction:
+        nonlocal calls
+        values = tuple(("D", calls, i) for i in range(outputs))
+        given = feed(x, level)
+        if len(x) > _LONG:                      # from here on the solver's own x is one value
+            events.append(Define(("in", calls), Form(given)))
+            whole = _ratio(x, given)
+            x.clear()
+            x[("in", calls)] = whole
+            given = Form({("in", calls): 1.0})
+        events.append(Call(values, Form(given), level))
+        calls += 1
+        return interpret(x, level, *(Form({v: 1.0}) for v in values))
+
+    def define(form: Form, name: Term) -> Form:
+        events.append(Define(name, form))
+        return Form({name: 1.0})
+
+    eq = ReverseSDE(sde, score, eta)
+    solver, noise = solver.over(levels), _Draws(term, (), folds or frozenset())
+    state, steps = State(Form({("x",): 1.0})), []
+    states: list[Term] = [("x",)]
+    for k, (t, s) in enumerate(pairwise(levels)):
+        drawn.clear()
+        state = solver.step(eq, state, t, s, noise.at(k))
+        known: dict[int, Form] = {id(state.x): define(_linear(solver, state.x), ("x", k))}
+
+        def rebased(v: Any, known: dict[int, Form] = known, k: int = k) -> Any:
+            if isinstance(v, Form):
+                if id(v) not in known and len(v) > keep:
+                    known[id(v)] = define(v, ("m", k, len(known)))
+                return known.get(id(v), v)
+            if isinstance(v, Prediction):
+                return Prediction(rebased(v.x), v.level, **{name: rebased(v._known[name]) for name in v.given})
+            if isinstance(v, tuple) and not isinstance(v, NoiseLevel):
+                parts = map(rebased, v)
+                return type(v)(*parts) if hasattr(v, "_fields") else tuple(parts)
+            return v
+
+        state = State(rebased(state.x), rebased(state.memory), rebased(state.prediction))
+        steps.append(events)
+        states.append(("x", k))
+        events = []
+    return Tape(steps, states)
+
+
+_LONG = 8       # terms of a network's input from which a step (of many Langevin moves) is cut there
+
+
+def _ratio(x: Form, given: Form) -> float:
+    """x/given, two forms that are multiples of each other."""
+    key = max(x, key=lambda k: abs(x[k]))
+    return x[key] / given[key]
 
 
 def _outputs(predicts: str) -> tuple[Score, list[Form], list[NoiseLevel]]:

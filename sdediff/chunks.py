@@ -1,0 +1,317 @@
+r"""Many samples in bounded memory: a batch drawn in chunks, into a .npy file that is whole or not there.
+
+A run x = F(noise) acts sample by sample, and the noise of sample i is a function of (seed, i). Hence, with a_k = k * chunk,
+
+    x[a_k : a_{k+1}] = F(noise[a_k : a_{k+1}])
+
+costs the memory of one chunk, and chunks may be drawn in any order, by any process, once more after an interruption. The bits are the
+same where F is elementwise. A network's matrix products round differently for batches of different sizes; the boundaries a_k belong
+to the call, not to the processes that share it, so that their number changes no bit.
+
+*The file.* OUT.partial is the .npy header, the samples, and a byte for each chunk, 1 once its samples are on the disk; a process
+writes the bytes of its own chunks only. OUT.partial.json holds the call. When all is done the last bytes are cut off and the file takes its
+name. Chunks are written, not mapped: a full disk is an error, and the memory of the process stays flat.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .contracts import integer
+from .random import fresh_seed
+from .ranks import ALONE, Ranks
+
+NUMBERS = 1 << 15           # in a chunk where none is asked for: the activations of a small network then stay in the cache
+
+
+def size(chunk: int | None, event: Sequence[int]) -> int:
+    """Samples in a chunk: as asked for, else a power of two that the event's shape fixes."""
+    if chunk is not None:
+        return integer("chunk", chunk, 1, hint="samples in a chunk, such as chunk=65536")
+    return 1 << max(1, NUMBERS // max(1, math.prod(event))).bit_length() - 1
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """A batch that is drawn in chunks. ``draw(start, stop, seed)`` gives the samples start..stop of (N, *D) = ``shape``; where ``seed`` is
+    None and the run ``draws`` noise, one fresh seed is taken for all. ``call()`` (JSON) says what the samples depend on. ``ranks``
+    share the chunks."""
+
+    draw: Callable[[int, int, Any], Tensor]
+    shape: tuple[int, ...]
+    chunk: int
+    dtype: torch.dtype
+    device: torch.device
+    seed: Any
+    draws: bool
+    call: Callable[[], Mapping[str, Any]]
+    ranks: Ranks = ALONE
+
+    def __len__(self) -> int:
+        return -(-self.shape[0] // self.chunk)
+
+    def span(self, k: int) -> tuple[int, int]:
+        """First sample of chunk k, and the one after its last."""
+        return k * self.chunk, min((k + 1) * self.chunk, self.shape[0])
+
+    def then(self, function: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Chunks:
+        """The same with ``function`` applied to every chunk, which keeps its shape and returns it on the CPU in ``dtype``."""
+        return dataclasses.replace(self, draw=lambda start, stop, seed: function(self.draw(start, stop, seed)), dtype=dtype,
+                                   device=torch.device("cpu"),
+                                   call=lambda: {**self.call(), "dtype": str(dtype), "then": fingerprint(function)})
+
+    def fresh(self) -> Any:
+        """The seed of the run."""
+        return self.seed if self.seed is not None or not self.draws else self.ranks.share(fresh_seed() if self.ranks.rank == 0 else None)
+
+    def each(self, progress: bool = False) -> Iterator[Tensor]:
+        """This rank's chunks, one after the other."""
+        seed, mine = self.fresh(), range(self.ranks.rank, len(self), self.ranks.size)
+        with _bar(len(mine), progress and self.ranks.rank == 0) as bar:
+            for k in mine:
+                yield self.draw(*self.span(k), seed)
+                bar.update()
+
+    def fill(self, progress: bool = False) -> Tensor:
+        """All samples, in one tensor."""
+        whole = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        for rows, x in zip(whole.split(self.chunk), self.each(progress)):
+            rows.copy_(x)
+        return whole
+
+    def write(self, path: str | os.PathLike[str], *, overwrite: bool = False, progress: bool = False) -> Tensor:
+        """All samples, in a .npy file; returns a Tensor over its memory map (writing to it leaves the file as it is). Ranks share the
+        file, which every one of them must reach. An interrupted call goes on where it stood when it is made again.
+
+        Raises FileExistsError for a file that exists or is being written, ValueError for one that another call has begun, and ``RankError``
+        where another rank fails."""
+        path = npy(path, self.dtype)
+        file, call = _Partial(path, self), json.loads(json.dumps(self.call()))
+        try:
+            self.ranks.same(call)
+            begun = self.ranks.first(lambda: file.begin(call, overwrite))
+            with self.ranks.together():
+                file.open()
+            todo, size, seed = begun["todo"], self.ranks.size, begun["fresh"] if self.seed is None and self.draws else self.seed
+            with _bar(len(self), progress and self.ranks.rank == 0, len(self) - len(todo)) as bar:
+                for first in range(0, len(todo), size):
+                    with self.ranks.together():
+                        for k in todo[first + self.ranks.rank:first + size][:1]:
+                            file.put(k, self.draw(*self.span(k), seed))
+                    bar.update(min(size, len(todo) - first))
+            with self.ranks.together():
+                file.sync()
+            self.ranks.first(file.finish)
+        finally:
+            file.close()
+        return torch.from_numpy(np.load(path, mmap_mode="c")) if math.prod(self.shape) else torch.empty(self.shape, dtype=self.dtype)
+
+
+def npy(path: str | os.PathLike[str], dtype: torch.dtype) -> Path:
+    """The path of a file that can be written. TypeError for a dtype that .npy has not, ValueError for another ending,
+    FileNotFoundError where the folder is missing."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"out={path!r}: expected a path such as 'samples.npy'.")
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise ValueError(f"out='{path}': expected a file that ends in .npy, such as out='{path.with_suffix('.npy')}'.")
+    if dtype == torch.bfloat16:
+        raise TypeError(f"out='{path}': .npy has no bfloat16; expected dtype=torch.float32 (or float16); a network runs in its own.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"out='{path}': expected its folder '{path.parent}' to exist.")
+    return path
+
+
+def _bar(total: int, progress: bool, done: int = 0) -> Any:
+    from tqdm.auto import tqdm
+    return tqdm(total=total, initial=done, disable=not progress, unit="chunk", leave=False)
+
+
+class _Partial:
+    """OUT.partial while it is written."""
+
+    def __init__(self, path: Path, chunks: Chunks) -> None:
+        self.path, self.chunks = path, chunks
+        self.partial, self.note = (path.with_name(path.name + end) for end in (".partial", ".partial.json"))
+        dtype, header = torch.empty(0, dtype=chunks.dtype).numpy().dtype, io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": chunks.shape})
+        self.header, self.row = header.getvalue(), math.prod(chunks.shape[1:]) * dtype.itemsize
+        self.end = len(self.header) + chunks.shape[0] * self.row
+        self.file: Any = None
+        self.begun = False
+        self.pending: list[int] = []            # written, not marked yet
+        self.synced, self.cost = -math.inf, 0.0
+
+    def open(self, create: bool = False) -> None:
+        if self.file is None:
+            self.file = os.fdopen(os.open(self.partial, os.O_RDWR | getattr(os, "O_BINARY", 0) | create * os.O_CREAT, 0o666), "r+b")
+
+    def begin(self, call: dict[str, Any], overwrite: bool) -> dict[str, Any]:
+        """Find the file or make it: the call, the fresh seed if it took one, and the chunks to do."""
+        if self.path.exists() and not overwrite:
+            raise FileExistsError(f"out='{self.path}' exists; overwrite=True replaces it, or choose another name.")
+        self.open(create=True)
+        if not _locked(self.file):              # until it is closed, or the process dies
+            raise FileExistsError(f"out='{self.path}': another process writes '{self.partial}' now; expected a name for each, or processes "
+                                  "that share the work, group=torch.distributed.group.WORLD.")
+        there = json.loads(self.note.read_text(encoding="utf-8")) if self.note.exists() else None
+        if there is not None and not overwrite:
+            for key in sorted(call.keys() | there["call"].keys()):
+                if (here := call.get(key)) != (begun := there["call"].get(key)):
+                    raise ValueError(f"{key}={here!r}: '{self.partial}', begun by an earlier call, has {key}={begun!r}; expected the same "
+                                     "arguments, to go on with it; overwrite=True begins again, another out= keeps both.")
+        if there is None or there["call"] != call or self.file.seek(0, 2) < self.end:
+            there = {"call": call, "fresh": fresh_seed() if self.chunks.seed is None and self.chunks.draws else None}
+            self.note.unlink(missing_ok=True)
+            self.file.truncate(0)
+            self.file.seek(0)
+            self.file.write(self.header)
+            self.file.truncate(self.end + len(self.chunks))
+            _sync(self.file)
+            temporary = self.note.with_name(f".{self.note.name}.tmp")
+            temporary.write_text(json.dumps(there, indent=1) + "\n", encoding="utf-8")
+            os.replace(temporary, self.note)
+        self.begun = True
+        return {**there, "todo": [k for k, mark in enumerate(self.marks()) if not mark]}
+
+    def marks(self) -> bytes:
+        """A byte for each chunk, 1 if it is done. Where they are cut off all is done, and only the name is missing."""
+        self.file.seek(self.end)
+        return self.file.read().ljust(len(self.chunks), b"\1")
+
+    def put(self, k: int, x: Tensor) -> None:
+        """Write a chunk. It is marked when it is on the disk; waiting for the disk takes a twentieth of the time at most."""
+        start, stop = self.chunks.span(k)
+        shape, dtype = (stop - start, *self.chunks.shape[1:]), self.chunks.dtype
+        if x.shape != shape or x.dtype != dtype:
+            raise ValueError(f"chunk {k} is {tuple(x.shape)}, {x.dtype}; expected {shape}, {dtype}.")
+        self.file.seek(len(self.header) + start * self.row)
+        self.file.write(x.detach().cpu().contiguous().view(-1).numpy().data)
+        self.pending.append(k)
+        if time.monotonic() - self.synced > 20 * self.cost:
+            self.sync()
+
+    def sync(self) -> None:
+        """Bring to the disk what was written, then mark it."""
+        start = time.monotonic()
+        _sync(self.file)
+        for k in self.pending:
+            self.file.seek(self.end + k)
+            self.file.write(b"\1")
+        self.file.flush()
+        self.pending, self.synced = [], time.monotonic()
+        self.cost = self.synced - start
+
+    def finish(self) -> None:
+        """All chunks are there: the file takes its name."""
+        self.file.truncate(self.end)
+        _sync(self.file)
+        os.replace(self.partial, self.path)
+        self.note.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Mark what was written, and let go of the file; one in which nothing is done goes."""
+        if self.file is not None:
+            with self.file, contextlib.suppress(OSError):
+                if self.pending:
+                    self.sync()
+                if self.begun and self.note.exists() and not any(self.marks()):
+                    self.partial.unlink()
+                    self.note.unlink()
+
+
+def _sync(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _locked(file: Any) -> bool:
+    """Lock it for this process, where the system can; False where another has it."""
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:                             # a file system without locks
+        return True
+    return True
+
+
+# -- what a call is ---------------------------------------------------------------------------------------------------------------
+def fingerprint(value: Any) -> str:
+    """A digest of a value, the same in every process: numbers, text, tensors and arrays, collections, dataclasses, networks (classes,
+    parameters, buffers), functions (code, defaults, what they close over) and objects (class, attributes). What a function reads
+    from its module is not seen."""
+    h, seen = hashlib.blake2b(digest_size=12), dict[int, int]()
+
+    def add(v: Any) -> None:
+        if v is None or isinstance(v, (bool, int, float, complex, str, bytes, torch.dtype, torch.device)):
+            h.update(f"{type(v).__name__} {v!r};".encode())
+        elif isinstance(v, Tensor):
+            h.update(f"tensor {tuple(v.shape)} {v.dtype};".encode())
+            flat = v.detach().reshape(-1)
+            for part in flat.split(1 << 22):
+                h.update(part.cpu().contiguous().view(torch.uint8).numpy().data)
+        elif isinstance(v, np.ndarray) and v.dtype.kind in "biufc":
+            h.update(f"array {v.shape} {v.dtype};".encode())
+            h.update(np.ascontiguousarray(v).data)
+        elif id(v) in seen:                     # a cycle, or the same object again
+            h.update(f"again {seen[id(v)]};".encode())
+        else:
+            seen[id(v)] = len(seen)
+            keep.append(v)
+            h.update(f"{type(v).__module__}.{type(v).__qualname__}(".encode())
+            for part in _parts(v):
+                add(part)
+            h.update(b")")
+
+    keep: list[Any] = []                        # while they live, no other object has their id
+    add(value)
+    return h.hexdigest()
+
+
+def _parts(v: Any) -> Iterator[Any]:
+    if isinstance(v, torch.nn.Module):
+        yield from ((name, type(m).__module__, type(m).__qualname__) for name, m in v.named_modules())
+        yield from v.named_parameters()
+        yield from v.named_buffers()
+        yield v.training
+    elif isinstance(v, Mapping):
+        yield from v.items()
+    elif isinstance(v, (set, frozenset)):
+        yield from sorted(fingerprint(item) for item in v)
+    elif isinstance(v, (list, tuple, range)):
+        yield from v
+    elif isinstance(v, types.MethodType):
+        yield from (v.__func__, v.__self__)
+    elif isinstance(v, types.FunctionType):
+        cells = [cell.cell_contents for cell in v.__closure__ or ()]
+        yield from (v.__module__, v.__qualname__, v.__code__, v.__defaults__, v.__kwdefaults__, cells)
+    elif isinstance(v, types.CodeType):
+        yield from (v.co_code, v.co_names, v.co_consts)
+    elif isinstance(v, (type, types.BuiltinFunctionType, types.ModuleType)):
+        yield from (getattr(v, "__module__", None), getattr(v, "__qualname__", v.__name__))
+    elif dataclasses.is_dataclass(v):
+        yield from ((f.name, getattr(v, f.name)) for f in dataclasses.fields(v))
+    else:                                       # what was computed from the rest and kept says nothing new
+        yield from sorted((k, part) for k, part in getattr(v, "__dict__", {}).items()
+                          if not isinstance(getattr(type(v), k, None), functools.cached_property))

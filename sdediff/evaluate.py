@@ -1,0 +1,143 @@
+r"""What `sdediff likelihood` and `sdediff interpolate` do with a trained run.
+
+*Likelihood.* Held-out data are noised to the clean end t_end, z = alpha x + sigma eps, and everything is said of the law of z: its log
+density under the probability flow; the bound on it of the reverse SDE; the law's own, for a toy, whose exact density the run was trained
+on: the mean difference from the flow is the Kullback-Leibler divergence of the model. Flow and SDE have one law only for an exact score, so
+that the bound, which is the SDE's, may lie on either side of the flow where the network is wrong.
+
+*Bits.* Of data on a lattice, either put uniformly on their bins as the run was trained (``training.dequantise``), or with the noise at
+t_end alone: in both cases log P(k) >= E[log p(z) - log r(z)], r(z) = sum_k q(z|k) (``likelihood``).
+"""
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import latent, likelihood, plots, runs
+from .contracts import integer
+from .data import Dataset, load
+from .likelihood import Bins, bits_per_dim
+from .sde import NoiseLevel
+
+FILE, PICTURE = "likelihood.json", "interpolation.png"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table: means over the samples, each with its standard error; bits per dimension."""
+
+    label: str
+    nats: float
+    nats_stderr: float
+    bits: float
+    bits_stderr: float
+
+    def line(self) -> str:
+        nats, bits = (f"{v:9.4f} ± {e:.4f}" for v, e in ((self.nats, self.nats_stderr), (self.bits, self.bits_stderr)))
+        return f"{self.label:<22}{nats:<24}{bits}"
+
+
+def log_reference(bins: Bins, z: Tensor, level: NoiseLevel, dequantised: bool) -> Tensor:
+    """log sum_k q(z|k), (B,): the densities of all levels at z, noised to the level, with or without uniform noise on their bins."""
+    z, centres = z.double()[..., None], bins.centres.to(z.device)
+    if dequantised:                             # what q(z|k), a difference of normal distribution functions, sums up to
+        ends = [torch.special.ndtr((z[..., 0] - level.alpha * edge) / level.sigma) for edge in (bins.low, bins.high)]
+        each = torch.log((ends[0] - ends[1]).clamp_min(1e-300) / (level.alpha * bins.width))
+    else:
+        each = torch.logsumexp(-0.5 * ((z - level.alpha * centres) / level.sigma)**2, -1) - math.log(level.sigma * math.sqrt(2 * math.pi))
+    return each.reshape(len(each), -1).sum(1)
+
+
+def measure(run: Path, entry: runs.Entry, n: int, *, divergence: str = "exact", probes: int | None = None, draws: int = 64,
+            refine: bool = True, t_end: float | None = None, seed: int = 0, progress: bool = False) -> dict[str, Any]:
+    """The likelihood of n held-out samples of a run's data (fewer where there are fewer), as a document; ``rows`` are its table. Raises
+    what ``log_prob`` and ``runs.read`` raise."""
+    config, checkpoint, score = runs.read(run)
+    dataset, sde = load(config["data"], seed=config.get("seed", 0)), checkpoint.sde
+    n = min(integer("n", n, 2), dataset.limit or n)
+    integer("seed", seed, 0), integer("draws", draws, 4)
+    level = sde.at((1.0 if sde.knots else sde.t_min) if t_end is None else t_end)
+    x, bins, width = dataset.held_out(n), _bins(dataset), checkpoint.config.dequantise
+    if width and bins is not None:
+        x = likelihood.dequantise(((x.double() - bins.low) / bins.width - 0.5).round(), bins, seed=seed).to(x)
+    z = latent.renoise(sde, x, level.t, seed=seed + 1)
+    budget = {} if entry.method.solver.adaptive else entry.budget
+    found = likelihood.log_prob(sde, score, z, method=entry.method, divergence=divergence, probes=probes, refine=refine, t_end=level.t,
+                                seed=None if divergence == "exact" else seed, progress=progress, **budget)
+    bound = likelihood.elbo(sde, score, x, draws=draws, t_end=level.t, seed=seed)
+    d, reference = bound.d, 0.0 if bins is None else log_reference(bins, z, level, width > 0)
+    flow, sides = found.value.double(), {}
+    sides[f"flow, {entry.label}"], sides["SDE, lower bound"] = flow, bound.value.double()
+    if sde.knots and level.t == round(level.t):
+        sides["chain, lower bound"] = likelihood.elbo(sde, score, x, draws=draws, t_end=level.t, seed=seed, chain=True).value.double()
+    if dataset.target is not None:
+        sides["the exact law"] = dataset.target.log_prob(z.double(), level)
+    rows, gaps = [], {label: _mean(flow - nats) for label, nats in list(sides.items())[1:]}
+    for label, nats in sides.items():
+        bits = bits_per_dim(nats - reference, d)
+        rows.append(Row(label, *_mean(nats), *_mean(bits)))
+    error = None if found.error is None else _mean(found.error.double())[0]
+    return {"rows": [asdict(row) for row in rows], "gaps": gaps, "n": n, "d": d, "seed": seed, "t_end": level.t, "sigma_end": level.sigma,
+            "bits": "of the density" if bins is None else f"of the data, {bins.levels} levels, "
+            + ("uniform noise on their bins" if width else "the noise at t_end alone"),
+            "probes_stderr": _mean(found.stderr.double())[0] if divergence != "exact" else 0.0, "refinement": error,
+            "units": {"log_scale": float(dataset.scale.log().sum()) * (1 if dataset.scale.ndim else d)},
+            "flow": found.explain, "bound": bound.explain, "versions": runs.versions(),
+            "samples": {"flow": flow.tolist(), "flow_stderr": found.stderr.tolist(), "bound": bound.value.tolist(),
+                        "bound_stderr": bound.stderr.tolist()}}
+
+
+def _bins(dataset: Dataset) -> Bins | None:
+    return None if dataset.bins is None else Bins(*dataset.bins)
+
+
+def _mean(v: Tensor) -> tuple[float, float]:
+    return v.mean().item(), (v.std() / math.sqrt(len(v))).item()
+
+
+def report(document: dict[str, Any]) -> str:
+    """The table of a document of ``measure``, and what it says."""
+    lines = [f"{'':<22}{'nats':>9}{'':<15}{'bits/dim':>9}", *(Row(**row).line() for row in document["rows"])]
+    lines.append(f"{document['n']} held-out samples of {document['d']} coordinates, noised to t={document['t_end']:.4g} (sigma "
+                 f"{document['sigma_end']:.3g}); bits {document['bits']}")
+    lines += [f"flow less {label}: {nats:.4f} ± {stderr:.4f} nats, sample by sample" for label, (nats, stderr) in document["gaps"].items()]
+    if document["probes_stderr"]:
+        lines.append(f"standard error of one sample's flow from its probes: {document['probes_stderr']:.2g} nats")
+    if document["refinement"] is not None:
+        lines.append(f"refining the solver changed a sample by {document['refinement']:.2g} nats on average")
+    if document["units"]["log_scale"]:
+        lines.append(f"nats are in standardised coordinates; in the data's own subtract {document['units']['log_scale']:.4f}")
+    return "\n".join(lines)
+
+
+def write(run: Path, document: dict[str, Any]) -> Path:
+    """The document in the run's folder."""
+    runs._write(run / FILE, json.dumps(document, indent=1) + "\n")
+    return run / FILE
+
+
+def interpolate(run: Path, entry: runs.Entry, n: int, points: int, *, seed: int = 0) -> tuple[Path, float]:
+    """A picture of n interpolations between pairs of held-out samples, in the run's folder: its path, and the median error of the round
+    trip of the ends relative to them. Raises what ``interpolate`` and ``runs.read`` raise."""
+    config, checkpoint, score = runs.read(run)
+    dataset, sde = load(config["data"], seed=config.get("seed", 0)), checkpoint.sde
+    n, points = integer("n", n, 1, dataset.limit and dataset.limit // 2), integer("points", points, 2)
+    if len(dataset.event) == 1 and dataset.event[0] < 2:
+        raise ValueError(f"run='{run}': its data have one coordinate; expected points of two or more, or images.")
+    pool = dataset.held_out(min(dataset.limit or 4000, 4000))
+    chosen = torch.randperm(len(pool), generator=torch.Generator().manual_seed(integer("seed", seed, 0)))[:2 * n]
+    ends = pool[chosen]
+    # the first time of the flow where a process ends at sigma = 0, from where no eps is known
+    budget = entry.budget | ({"t_end": 1.0} if sde.knots else {})
+    paths = latent.interpolate(sde, score, ends[:n], ends[n:], points=points, method=entry.method, **budget)
+    back = torch.cat([paths[0], paths[-1]])
+    rms = lambda v: v.reshape(len(v), -1).square().mean(1).sqrt().median().item()
+    figure = plots.interpolation(paths, pool, "latent arcs between held-out samples")
+    figure.savefig(run / PICTURE)
+    return run / PICTURE, rms(back - ends) / rms(ends)

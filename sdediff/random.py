@@ -13,7 +13,7 @@ generator that can be entered anywhere, PCG-DXSM with 128-bit state and incremen
 So nothing is drawn in vain or held for another day, however large the batch, and how many labels a small batch draws at once is a
 matter of speed alone. Words come in blocks of 64, and a block is 64 cosines, then 64 sines: each number is computed at one place
 of a vector register, whatever is computed around it. On a GPU, whose generator cannot be entered so, the row is cut into tiles of
-2^20 numbers, each with a seed of its own (64 bits, which that generator keeps). Normals are drawn in float32 and cast: a seed means the
+2^22 numbers, each with a seed of its own (64 bits, which that generator keeps). Normals are drawn in float32 and cast: a seed means the
 same noise in every dtype.
 
 *Brownian path.* The pair (W, A), A(t) = int_0^t W, is a Gaussian Markov process; on a cell of length h, given both ends,
@@ -50,7 +50,7 @@ from .contracts import integer, real
 Seed = int | Sequence[int] | Tensor | torch.Generator | None
 BLOCK = 64                                     # words in a block: 64 pairs, 128 normals
 WINDOW = 1024                                  # blocks that are worked on at once: they fit in the second-level cache
-TILE = 1 << 20                                 # normals of a tile on a GPU
+TILE = 1 << 22                                 # normals of a tile on a GPU: a launch takes as long as writing so many
 ROW = {"cpu": 2 * BLOCK, "cuda": 1 << 12}      # normals that a sample with a seed of its own draws at least, over several labels
 AHEAD = 1 << 16                                # normals of later labels that a small batch draws at once, at most
 LABELS = 32                                    # labels that are drawn at once, at most
@@ -107,9 +107,10 @@ class _Engine(threading.local):
     def __init__(self) -> None:
         self.generator, self.position = np.random.PCG64DXSM(0), 0
         self.key: Key | None = None
-        self.room = torch.empty(4, WINDOW * BLOCK, dtype=torch.float32, device="cpu")
+        with torch.inference_mode(False):       # the first draw may be within it, a later one not
+            self.room = torch.empty(4, WINDOW * BLOCK, dtype=torch.float32, device="cpu")
+            self.least = torch.tensor(2.0**-33, dtype=torch.float32, device="cpu")
         self.views: dict[tuple[int, int], tuple[Tensor, ...]] = {}         # of the room, for the latest shapes
-        self.least = torch.tensor(2.0**-33, dtype=torch.float32, device="cpu")
 
     def words(self, key: Key, start: int, count: int) -> np.ndarray:
         """The words ``start`` .. ``start + count`` of a key's stream."""
@@ -130,8 +131,9 @@ class _Engine(threading.local):
             if len(self.views) > 32:
                 self.views.clear()
             size = len(words) * blocks * BLOCK
-            flat = self.room[:2].view(-1)[:2 * size]
-            self.views[shape] = flat, *flat.view(*shape, 2, BLOCK).unbind(2), *self.room[2:, :size].view(2, *shape, BLOCK).unbind()
+            with torch.inference_mode(False):
+                flat = self.room[:2].view(-1)[:2 * size]
+                self.views[shape] = flat, *flat.view(*shape, 2, BLOCK).unbind(2), *self.room[2:, :size].view(2, *shape, BLOCK).unbind()
         flat, u, turn, r, work = self.views[shape]
         flat.copy_(torch.from_numpy((words[0] if len(words) == 1 else np.concatenate(words)).astype("<u8", copy=False).view("<i4")))
         # The sign of u is not used. u = 0 stands for its half of the cell around it, hence the 2^-33.

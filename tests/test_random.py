@@ -69,6 +69,24 @@ def test_tiles_of_a_gpu_cut_anywhere_are_the_same_row():
     assert len(torch.unique(whole)) == 600
 
 
+def test_inference_mode_and_default_settings_change_nothing():
+    ask = lambda: (WhiteNoise(3, (5, 7)).at(2).normal(), BrownianPath(3, (5, 7)).unit(at(0.9), at(0.2)))
+    noise, path = WhiteNoise(3, (5, 7)), BrownianPath(3, (5, 7)).over([at(0.9), at(0.2)])
+    random._engine.__dict__.clear()             # as in a thread that begins within it
+    random._engine.__init__()
+    with torch.inference_mode():
+        inside = ask()
+        noise.at(2).normal(), path.unit(at(0.9), at(0.2))
+    outside = ask()
+    again = noise.at(2).normal(), path.unit(at(0.9), at(0.2))
+    torch.set_default_dtype(F64)
+    wide = ask()
+    torch.set_default_dtype(torch.float32)
+    for draws in zip(inside, outside, again, wide):
+        assert all(torch.equal(draws[0], z) and z.dtype == torch.float32 for z in draws)
+    again[0].add_(1)
+
+
 def test_threads_do_not_disturb_each_other():
     ask = lambda k: (WhiteNoise(k, (300, 50)).at(k).normal(), BrownianPath(k, (300,)).value(0.3))
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

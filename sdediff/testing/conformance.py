@@ -869,7 +869,8 @@ def invariance(s: Subject) -> Iterator[Finding]:
 
     recipe = s.make(_Turned(q))
     out = s.run(x @ q, score=turned, noise=_Rotated(source, q), recipe=recipe)
-    yield at_most("data, start and noise rotated", _gap(out, path @ q), bound)
+    # An error norm by coordinates chooses other steps: two solutions to the tolerance, each within the bound of the flow-map check.
+    yield at_most("data, start and noise rotated", _gap(out, path @ q), 1e-10 + 1e3 * s.tolerance)
     exact = s.recipe() if s.solver.noise != "always" else None
     if exact is None or s.tolerance or not _exact_on_points(exact):
         return

@@ -55,6 +55,7 @@ ROW = {"cpu": 2 * BLOCK, "cuda": 1 << 12}      # normals that a sample with a se
 AHEAD = 1 << 16                                # normals of later labels that a small batch draws at once, at most
 LABELS = 32                                    # labels that are drawn at once, at most
 KEPT = 4                                       # streams whose latest labels are kept: the uses of a step and of a loop in it
+TURN = math.pi * 2.0**-31
 SHARED = 5                                     # levels of a Brownian tree whose nodes are held, with the root
 
 
@@ -109,8 +110,8 @@ class _Engine(threading.local):
         self.key: Key | None = None
         with torch.inference_mode(False):       # the first draw may be within it, a later one not
             self.room = torch.empty(4, WINDOW * BLOCK, dtype=torch.float32, device="cpu")
-            self.least = torch.tensor(2.0**-33, dtype=torch.float32, device="cpu")
-        self.views: dict[tuple[int, int], tuple[Tensor, ...]] = {}         # of the room, for the latest shapes
+            self.least, self.turn = (torch.tensor(c, dtype=torch.float32, device="cpu") for c in (2.0**-66, TURN))
+        self.views: dict[tuple[int, int], tuple[Tensor, Tensor, _Window]] = {}         # of the room, for the latest shapes
 
     def words(self, key: Key, start: int, count: int) -> np.ndarray:
         """The words ``start`` .. ``start + count`` of a key's stream."""
@@ -133,24 +134,27 @@ class _Engine(threading.local):
             size = len(words) * blocks * BLOCK
             with torch.inference_mode(False):
                 flat = self.room[:2].view(-1)[:2 * size]
-                self.views[shape] = flat, *flat.view(*shape, 2, BLOCK).unbind(2), *self.room[2:, :size].view(2, *shape, BLOCK).unbind()
-        flat, u, turn, r, work = self.views[shape]
-        flat.copy_(torch.from_numpy((words[0] if len(words) == 1 else np.concatenate(words)).astype("<u8", copy=False).view("<i4")))
-        # The sign of u is not used. u = 0 stands for its half of the cell around it, hence the 2^-33.
-        torch.add(self.least, torch.abs(u, out=r), alpha=2.0**-31, out=r).log_().mul_(-2.0).sqrt_()
-        return _Window(r, turn, work)
+                u, turn = flat.view(*shape, 2, BLOCK).unbind(2)
+                r, work = self.room[2:, :size].view(2, *shape, BLOCK).unbind()
+                self.views[shape] = flat, u, _Window(r, turn, work, flat[:size].view(*shape, BLOCK))
+        flat, u, window = self.views[shape]
+        flat.copy_(torch.from_numpy((words[0] if len(words) == 1 else np.concatenate(words)).astype(_WORD, copy=False).view(_HALF)))
+        # r^2 = -log u^2: the sign of u is not used, and u = 0 stands for its half of the cell around it, hence the 2^-66.
+        torch.add(self.least, torch.mul(u, u, out=window.r), alpha=2.0**-62, out=window.r).log_().neg_().sqrt_()
+        return window
 
 
 class _Window(NamedTuple):
-    """Pairs in polar form, each (keys, blocks, BLOCK): r, the angle in steps of pi / 2^31, and room for work."""
+    """Pairs in polar form, each (keys, blocks, BLOCK): r, the angle in steps of pi / 2^31, room for work, and more on top of the angle."""
 
     r: Tensor
     turn: Tensor
     work: Tensor
+    over: Tensor
 
 
-TURN = math.pi * 2.0**-31
 JUMP = 0x9E3779B97F4A7C15F39CC0605CEDC835       # the golden section of 2^128, made odd: labels of one key start so far apart
+_WORD, _HALF = np.dtype("<u8"), np.dtype("<i4")
 Key = tuple[int, ...]
 _engine = _Engine()
 
@@ -176,13 +180,13 @@ def _rows(streams: Sequence[tuple[Key, int]], start: int, count: int) -> Tensor:
     block = start // size
     blocks = -(-(start + count) // size) - block if count else 0
     out = torch.empty(len(streams), blocks, 2, BLOCK, dtype=torch.float32, device="cpu")
-    for which, part, (r, turn, theta) in _windows(streams, block, blocks):
-        z, y = out[which, part].unbind(2)
-        torch.mul(turn, TURN, out=theta).cos_()
-        torch.mul(r, theta, out=z)
-        torch.mul(turn, TURN, out=theta).sin_()
-        torch.mul(r, theta, out=y)
-    return out.view(len(streams), blocks * size)[:, start - block * size:][:, :count]
+    for which, part, (r, turn, theta, cosine) in _windows(streams, block, blocks):
+        z, y = (out if r.shape[:2] == out.shape[:2] else out[which, part]).unbind(2)
+        torch.mul(turn, _engine.turn, out=theta)
+        torch.mul(r, torch.cos(theta, out=cosine), out=z)
+        torch.mul(r, theta.sin_(), out=y)
+    begin = start - block * size
+    return out.view(len(streams), blocks * size)[:, begin:begin + count]
 
 
 def _tiles(streams: Sequence[tuple[Key, int]], start: int, count: int, tile: int, device: torch.device) -> Tensor:
@@ -281,7 +285,7 @@ class Normals:
         # A seed of all samples has one key a stream, and a window may hold several. Own seeds: a stream at a time.
         groups = [(0, streams)] if self.shared else [(k, [stream]) for k, stream in enumerate(streams)]
         for k, some in groups:
-            for which, part, (r, turn, theta) in _windows([key for stream in some for key in self._pairs(stream)], block, blocks):
+            for which, part, (r, turn, theta, _) in _windows([key for stream in some for key in self._pairs(stream)], block, blocks):
                 for f, total in enumerate(out):
                     angles = phase[f, which] if self.shared else phase[f, k:k + 1]
                     torch.add(angles[:, None, None], turn, alpha=TURN, out=theta).cos_()

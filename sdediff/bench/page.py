@@ -25,7 +25,24 @@ import numpy as np
 
 from .. import metrics
 from . import cells, figures, findings, study
-from .findings import KINDS, MOMENT, NAMES, PATH, ROUNDING, SHORT, SLICED, TAIL, Case, Contestant, Ranking, Results, Row, code, number
+from .findings import (
+    KINDS,
+    MEDIAN,
+    MOMENT,
+    NAMES,
+    PATH,
+    ROUNDING,
+    SHORT,
+    SLICED,
+    TAIL,
+    Case,
+    Contestant,
+    Ranking,
+    Results,
+    Row,
+    code,
+    number,
+)
 from .study import BUDGET, RESULTS, STUDY
 
 SAMPLES = "samples"
@@ -309,7 +326,7 @@ def _how_errors(rows: Sequence[Row]) -> list[Block]:
     if scores - {"exact"}:
         parts.append("With a network's score a distance to exact samples is the whole pipeline's: model error is what remains however many "
                      "calls are spent.")
-    if measured & {PATH, "path_median"}:
+    if measured & {PATH, MEDIAN}:
         parts.append("Path errors compare each sample of an ODE method with the endpoint of the probability flow from the same start, "
                      "known in closed form or to the accuracy of the reference: solver error, with no noise but the choice of starts.")
     if MOMENT in measured:
@@ -479,9 +496,9 @@ def _orders(results: Results, stem: str) -> list[Block]:
     blocks: list[Block] = [
         Heading(2, "Does the error fall at the declared order?"),
         Text(f"The slope of log error against log NFE, sign reversed, by least squares through the last {TAIL} runs above the floor: of "
-             "path RMSE, or of the W2 of exact moments where a method has no path error. A method is outside its theory in a case where "
-             f"the slope is short of its declared order by more than {SHORT}; it is still steepening there if each pair of runs falls "
-             "faster than the pair before. Slopes above the declared order are not faults."),
+             "the median path error, or of the W2 of exact moments where a method has no path error. A method is outside its theory in a "
+             f"case where the slope is short of its declared order by more than {SHORT}; it is still steepening there if each pair of runs "
+             "falls faster than the pair before. Slopes above the declared order are not faults."),
         Picture(f"{stem}orders", "The slope that each method shows in each case, beside its declared order.",
                 figures.png(figures.orders(seen))),
         Table(("method", "kind", "verdict", "declared", "median slope", "range over cases", "cases"), lines, left=3)]

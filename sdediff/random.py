@@ -48,6 +48,7 @@ from torch import Tensor
 from .contracts import integer, real
 
 Seed = int | Sequence[int] | Tensor | torch.Generator | None
+TURN = math.pi * 2.0**-31                      # an angle's unit, in radians
 BLOCK = 64                                     # words in a block: 64 pairs, 128 normals
 WINDOW = 1024                                  # blocks that are worked on at once: they fit in the second-level cache
 TILE = 1 << 22                                 # normals of a tile on a GPU: a launch takes as long as writing so many
@@ -55,7 +56,6 @@ ROW = {"cpu": 2 * BLOCK, "cuda": 1 << 12}      # normals that a sample with a se
 AHEAD = 1 << 16                                # normals of later labels that a small batch draws at once, at most
 LABELS = 32                                    # labels that are drawn at once, at most
 KEPT = 4                                       # streams whose latest labels are kept: the uses of a step and of a loop in it
-TURN = math.pi * 2.0**-31
 SHARED = 5                                     # levels of a Brownian tree whose nodes are held, with the root
 
 

@@ -429,7 +429,7 @@ def test_deviation_reversible_heun_loses_to_its_parasitic_root_on_two_modes():
         for kind, n in (("heun", 60), ("reversible_heun", 60), ("reversible_heun", 240)):
             end = torchsde.sdeint(form, x, form.times([1.0, 1 / 16]), bm=form.brownian(_path(x), x), method=kind, dt=15 / 16 / n)[-1]
             errors[problem.name, kind, n] = float((end - exact).square().mean().sqrt())
-    assert errors["mixture", "heun", 60] < 0.03 and errors["gaussian", "heun", 60] < 0.03
+    assert errors["mixture", "reversible_heun", 60] > 20 * errors["mixture", "heun", 60] and errors["gaussian", "heun", 60] < 0.03
     assert errors["mixture", "reversible_heun", 60] > 2 and errors["mixture", "reversible_heun", 240] > 0.5
     assert errors["gaussian", "reversible_heun", 60] > 0.3 and errors["gaussian", "reversible_heun", 240] < 0.03
 

@@ -49,7 +49,7 @@ from torch import Tensor
 from . import contracts, random
 from .equation import with_density
 from .recipes import Method
-from .sampling import _check_conditions, _prepare, _times, iterate
+from .sampling import check_conditions, iterate, prepared, times_of
 from .score import Score
 from .sde import SDE, NoiseLevel, likelihood_law
 
@@ -250,7 +250,7 @@ def log_prob(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "rk45"
 
     Raises TypeError or ValueError on a wrong argument before the first network call; faults of the network as ``sample`` does.
     """
-    recipe, eq, watched = _prepare(sde, score, method, conditions, options)
+    recipe, eq, watched = prepared(sde, score, method, conditions, options)
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: a likelihood follows the probability-flow ODE; expected a deterministic method such as "
                          "'rk45', 'heun' or 'dpm++2m' with eta=0.")
@@ -265,8 +265,8 @@ def log_prob(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "rk45"
     listed = grid is not None and not isinstance(grid, (str, type)) and not callable(grid)
     if t_end is None and not listed and sde.at(sde.t_min).sigma == 0 and sde.knots:
         t_end = 1.0
-    times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)[::-1]
-    _check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, len(x))
+    times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)[::-1]
+    check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, len(x))
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     d, key = x[:1].numel() or math.prod(x.shape[1:]), None
     source = None
@@ -332,7 +332,7 @@ def _refined(recipe: Method, eq: Any, times: Sequence[float], steps: int | None,
         return dataclasses.replace(recipe, solver=_tighter(recipe.solver)), list(times)
     if steps is None and nfe is None:
         return recipe, [t for a, b in pairwise(times) for t in (a, (a + b) / 2)] + [times[-1]]
-    return recipe, _times(recipe, eq, 2 * (len(times) - 1), None, grid, t_start, t_end)[::-1]
+    return recipe, times_of(recipe, eq, 2 * (len(times) - 1), None, grid, t_start, t_end)[::-1]
 
 
 def _tighter(solver: Any) -> Any:
@@ -404,7 +404,7 @@ def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.See
 
     Raises TypeError or ValueError on a wrong argument before the first evaluation.
     """
-    _, _, watched = _prepare(sde, score, "ddim", conditions, {})
+    _, _, watched = prepared(sde, score, "ddim", conditions, {})
     contracts.state("x", x)
     n = contracts.integer("draws", draws, 4) // 2 * 2
     if chain and not sde.knots:
@@ -419,7 +419,7 @@ def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.See
         if bool(((place - place.round()).abs() > 1e-3).any() | (place < -0.01).any() | (place > bins.levels - 0.99).any()):
             raise ValueError(f"bits: x is not on the {bins.levels} centres {bins.centres[0]:g}, {bins.centres[1]:g}, ... of its bins; "
                              "expected the discrete data themselves, without noise (log_prob takes them dequantised).")
-    _check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, len(x))
+    check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, len(x))
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     y, top, watched.batch = x.to(inner), sde.at(sde.t_max), len(x)
     flat = y.reshape(len(x), -1).double()

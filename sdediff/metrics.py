@@ -43,8 +43,16 @@ true weights at Q = P, however much the components overlap (overlap costs power,
     W2^2 = |m_A - m_B|^2 + |A^(1/2) - U B^(1/2)|_F^2,  U the polar factor of A^(1/2) B^(1/2),
     KL(A|B) = 1/2 sum (l - log(1 + l)) + 1/2 (m_A - m_B)^T B^-1 (m_A - m_B),   l the eigenvalues of B^-1 (A - B).                      (6)
 
+*Floors.* The mean of m draws at Q = P. A squared norm at Q = P is as skewed as a chi-square of few degrees (skewness 1.7 for the energy
+distance in two dimensions), and Student's interval, symmetric, covers its mean at 90 % from 8 draws. Hall's transformation removes the
+skewness: with u = (mean - theta)/s, s the standard deviation and g the skewness of the draws,
+
+    u + g u^2/3 + g^2 u^3/27 + g/(6 m) = ((1 + g u/3)^3 - 1)/g + g/(6 m)   is within   +- t/sqrt m,                                (7)
+
+monotone in u; g = 0 is Student's. It covers at 93 % from 8 draws, at 94.4 % from 16.
+
 Everything is float64 on the CPU. References: Hoeffding 1948; Wilson 1927; Szekely & Rizzo 2013 (energy); Gretton et al. 2012 (MMD, median
-heuristic); Sejdinovic et al. 2013 (both are one); Bonneel et al. 2015 (sliced W2); Efron & Stein 1981 (jackknife);
+heuristic); Sejdinovic et al. 2013 (both are one); Bonneel et al. 2015 (sliced W2); Efron & Stein 1981 (jackknife); Hall 1992 (7);
 Clopper & Pearson 1934; Bhatia, Jain & Lim 2019 (Bures).
 """
 from __future__ import annotations
@@ -146,9 +154,9 @@ def noised(target: Any, n: int, level: NoiseLevel | None = None, *, seed: int = 
 
 def floor(metric: Callable[[Tensor, Tensor], Estimate], target: Any, n: int, level: NoiseLevel | None = None, *, draws: int = 8,
           seed: int = 0) -> Estimate:
-    """The mean of ``metric(x, y)`` over ``draws`` fresh pairs of n exact samples each, with Student's interval for its expectation."""
+    """The mean of ``metric(x, y)`` over ``draws`` fresh pairs of n exact samples each, with Hall's interval (7) for its expectation."""
     seeds = _seeds(seed, 2 * integer("draws", draws, 2))
-    return _student([metric(noised(target, n, level, seed=p), noised(target, n, level, seed=q)).value
+    return _hall([metric(noised(target, n, level, seed=p), noised(target, n, level, seed=q)).value
                      for p, q in zip(seeds[::2], seeds[1::2])])
 
 
@@ -157,7 +165,7 @@ def floors(target: Any, n: int, level: NoiseLevel | None = None, *, draws: int =
     seeds = _seeds(seed, 2 * integer("draws", draws, 2))
     found = [compare(noised(target, n, level, seed=p), target, level, reference=noised(target, n, level, seed=q), seed=seed)
              for p, q in zip(seeds[::2], seeds[1::2])]
-    return {name: _student([f[name].value for f in found]) for name in found[0] if all(name in f for f in found)}
+    return {name: _hall([f[name].value for f in found]) for name in found[0] if all(name in f for f in found)}
 
 
 # -- Wasserstein --------------------------------------------------------------------------------------------------------
@@ -498,6 +506,16 @@ def _student(values: Sequence[float]) -> Estimate:
         return Estimate(mean, math.nan, math.nan)
     half = _t(len(values) - 1) * _mean_stderr(values) if math.isfinite(mean) else 0.0
     return Estimate(mean, mean - half, mean + half)
+
+
+def _hall(values: Sequence[float]) -> Estimate:
+    """The mean of independent values with Hall's interval (7) for it; Student's if there are only two."""
+    n, mean = len(values), math.fsum(values) / len(values)
+    s = _mean_stderr(values) * math.sqrt(n) if math.isfinite(mean) else 0.0
+    g = math.fsum(((v - mean) / s)**3 for v in values) * n / ((n - 1) * (n - 2)) if s > 0 and n > 2 else 0.0
+    half = _t(n - 1) / math.sqrt(n)
+    u = [3 * (float(np.cbrt(1 + g * (y - g / (6 * n)))) - 1) / g if abs(g) > 1e-6 else y for y in (half, -half)]
+    return Estimate(mean, *(mean - s * v for v in u))
 
 
 def _mean_stderr(values: Sequence[float]) -> float:

@@ -70,8 +70,8 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
                 compile: bool = False, autocast: torch.dtype | None = None, **options: Any) -> SampleInfo:
     """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory. ``first``: the index of the first sample, from
     which an integer ``seed`` counts: samples a..b of a batch are a batch of their own with ``first=a``."""
-    recipe, eq, watched = _prepare(sde, score, method, conditions, options, autocast)
-    times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)
+    recipe, eq, watched = prepared(sde, score, method, conditions, options, autocast)
+    times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)
     if device is not None:
         device = contracts.device("device", device)
     if dtype is not None:
@@ -89,7 +89,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
         start = start.to(device=device or start.device, dtype=dtype or start.dtype)
         size, device, dtype = tuple(start.shape), start.device, start.dtype
     inner = dtype if dtype in (torch.float32, torch.float64) else torch.float32           # half precision integrates in float32
-    _check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, size[0])
+    check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, size[0])
     _check_noise(noise, seed, size, inner)
     if callable(recipe.eta):
         for level in levels:
@@ -235,8 +235,8 @@ def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = No
         name, value = ("seed", seed) if isinstance(seed, torch.Generator) else ("noise", noise)
         raise TypeError(f"{name}={type(value).__name__}: it gives noise to a whole batch, and chunks need noise that belongs to a sample; "
                         "expected an integer seed (seed=0) or one for each sample, and noise='white', 'brownian' or 'clock'.")
-    recipe, eq, _ = _prepare(sde, score, method, conditions, options, autocast)
-    times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)
+    recipe, eq, _ = prepared(sde, score, method, conditions, options, autocast)
+    times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)
     if (shape is None) == (x_init is None):
         raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
                          "from the prior, x_init= starts from a state at the first time of the grid.")
@@ -251,7 +251,7 @@ def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = No
     length = chunks.size(chunk, size[1:])
     for rows in () if x_init is None else x_init.split(length):
         contracts.state("x_init", rows)
-    _check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, size[0])
+    check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, size[0])
     _check_noise(noise, seed, size, torch.float32)
     score = score.condition(**conditions) if conditions else score                                           # type: ignore[attr-defined]
     seed = None if seed is None else random.canonical_seed(seed, size[0])
@@ -284,13 +284,13 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
     """The latent code of x (B, *D): the probability-flow ODE run upwards, from t_end (data) to t_start (noise). Arguments as for
     ``sample``; the grid is the same, read backwards, so that ``sample(..., x_init=encode(...))`` returns x up to the solver's error.
     A stochastic method is a ValueError."""
-    recipe, eq, watched = _prepare(sde, score, method, conditions, options)
+    recipe, eq, watched = prepared(sde, score, method, conditions, options)
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: encoding follows the probability-flow ODE; expected a deterministic method such as "
                          "'heun', 'dpm++2m' or 'ddim' with eta=0.")
-    times = _times(recipe, eq, steps, nfe, grid, t_start, t_end)[::-1]
+    times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)[::-1]
     contracts.state("x", x)
-    _check_conditions(conditions, len(x))
+    check_conditions(conditions, len(x))
     watched.batch = len(x)
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     with _bar(progress, f"encode {recipe.name}", len(times)) as bar:
@@ -378,8 +378,9 @@ def _shaped(name: str, value: Any, x: Tensor) -> Any:
     return contracts.real(f"{name}(x, t)", value)
 
 
-def _prepare(sde: SDE, score: Score, method: str | Method, conditions: Mapping[str, Any] | None,
+def prepared(sde: SDE, score: Score, method: str | Method, conditions: Mapping[str, Any] | None,
              options: Mapping[str, Any], autocast: torch.dtype | None = None) -> tuple[Method, ReverseSDE, Watched]:
+    """A run's method, equation and watched score, each checked."""
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
     if not callable(score) or isinstance(score, torch.nn.Module):
@@ -402,8 +403,8 @@ def _prepare(sde: SDE, score: Score, method: str | Method, conditions: Mapping[s
     return recipe, eq, watched
 
 
-def _times(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None, grid: Any, t_start: float | None,
-           t_end: float | None) -> list[float]:
+def times_of(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None, grid: Any, t_start: float | None,
+             t_end: float | None) -> list[float]:
     """The grid of a run, from whichever of steps, nfe and a list of times was given."""
     if grid is not None and not isinstance(grid, (str, type)) and not callable(grid):
         try:
@@ -505,7 +506,8 @@ def _check_noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], 
         random.canonical_seed(seed, shape[0])
 
 
-def _check_conditions(conditions: Mapping[str, Any] | None, batch: int) -> None:
+def check_conditions(conditions: Mapping[str, Any] | None, batch: int) -> None:
+    """ValueError where a condition has no row for each sample."""
     for name, value in (conditions or {}).items():
         if isinstance(value, Tensor) and value.ndim and len(value) != batch:
             raise ValueError(f"conditions[{name!r}] has {len(value)} rows for a batch of {batch}; expected a leading batch axis of "

@@ -458,9 +458,24 @@ def test_floors_are_means_over_fresh_pairs_of_exact_samples():
 @pytest.mark.slow
 def test_floors_cover_the_expectation():
     law = Gaussian([0.0, 0.0], 1.0)
-    for metric in (lambda x, y: metrics.sliced_w2(x, y, projections=8), metrics.energy_distance):
-        found = [metrics.floor(metric, law, 50, draws=5, seed=k) for k in range(400)]
-        assert fewest(400) <= covered(found, np.mean([e.value for e in found])) <= most(400)
+    for metric, truth in ((lambda x, y: metrics.sliced_w2(x, y, projections=8), None), (metrics.energy_distance, 0.0)):
+        found = [metrics.floor(metric, law, 50, draws=16, seed=k) for k in range(400)]
+        truth = np.mean([e.value for e in found]) if truth is None else truth
+        assert fewest(400) <= covered(found, truth) <= most(400)
+        below, above = sum(e.high < truth for e in found), sum(e.low > truth for e in found)
+        assert max(below, above) <= 30                          # 10 expected a side; Student's misses 50 on one side and none on the other
+
+
+def test_the_interval_of_a_floor_is_students_without_skewness_and_follows_the_data():
+    symmetric = metrics._hall([-2.0, -1.0, 0.0, 1.0, 2.0])
+    assert symmetric == pytest.approx(metrics._student([-2.0, -1.0, 0.0, 1.0, 2.0]), abs=1e-12)
+    skewed = [0.0, 0.1, 0.1, 0.2, 0.3, 1.9]
+    right, left = metrics._hall(skewed), metrics._hall([-v for v in skewed])
+    assert (right.value, right.low, right.high) == pytest.approx((-left.value, -left.high, -left.low))
+    assert right.high - right.value > 1.5 * (right.value - right.low)
+    nearly = metrics._hall([-2.0, -1.0, 1e-5, 1.0, 2.0])         # the limit g -> 0 is continuous
+    assert nearly == pytest.approx(symmetric, abs=1e-4)
+    assert metrics._hall([1.0, 3.0]) == metrics._student([1.0, 3.0])
 
 
 # -- invariances, shapes, refusals --------------------------------------------------------------------------------------

@@ -360,8 +360,11 @@ def test_an_interrupt_saves_where_it_stands(tmp_path, whole, calls):
     assert same(whole, small(checkpoint=path, resume=True))
 
 
-def test_an_interrupt_within_the_update_waits(tmp_path, whole, monkeypatch):
+def test_an_interrupt_within_the_update_waits(tmp_path, whole, monkeypatch, request):
     path, step, calls = tmp_path / "a.safetensors", torch.optim.AdamW.step, []
+    handler = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)        # a shell that starts tests in the background has them ignore it
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, handler))
 
     def interrupted(self, *args, **kwargs):
         calls.append(1)
@@ -370,7 +373,6 @@ def test_an_interrupt_within_the_update_waits(tmp_path, whole, monkeypatch):
         return step(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", interrupted)
-    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         small(checkpoint=path)
     assert load_checkpoint(path).step == 13
@@ -384,7 +386,7 @@ def test_an_interrupt_within_the_update_waits(tmp_path, whole, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         update()
-    assert done and signal.getsignal(signal.SIGINT) is handler
+    assert done and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_kill_9_and_resume(tmp_path, whole):

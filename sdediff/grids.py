@@ -25,7 +25,10 @@ from .sde import SDE
 
 
 class Grid(abc.ABC):
-    """Callable[(sde, steps, t_start, t_end)] -> list of steps + 1 decreasing times."""
+    """Callable[(sde, steps, t_start, t_end)] -> list of steps + 1 decreasing times. ``steps``: the one number of steps that it has, if it
+    belongs to one."""
+
+    steps: int | None = None
 
     def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> list[float]:
         """Raises TypeError or ValueError on steps < 1, or times outside [0, t_max], or t_start <= t_end."""

@@ -426,6 +426,11 @@ def times_of(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None,
     calls = lambda n: count_calls(recipe, eq.sde, build(eq.sde, n, t_start, t_end))
     if recipe.solver.adaptive:
         raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= and its tolerance.")
+    if (own := getattr(build, "steps", None)) is not None:
+        times = build(eq.sde, own, t_start, t_end)
+        if calls(own) != budget:
+            raise ValueError(f"nfe={nfe}: {recipe.name} was tuned for {calls(own)} network calls; expected nfe={calls(own)}.")
+        return times
     low, high = 1, budget
     if calls(1) > budget:
         raise ValueError(f"nfe={nfe}: one step of {recipe.name} takes {calls(1)} network calls; expected nfe >= {calls(1)}.")

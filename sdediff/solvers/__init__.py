@@ -6,6 +6,7 @@ from .exponential import Exponential, PredictorCorrector, SingleStep, dpm_solver
 from .external import SciPy, TorchDiffEq, TorchDiffEqFixed, TorchSDE, TorchSDEForm, as_torchsde
 from .langevin import Langevin
 from .multistep import ERSDE, IPNDM, AdamsBashforth, extended_eta
+from .nonstationary import NonStationary
 from .onestep import EULER, HEUN, KUTTA, MIDPOINT, RK4, SRA1, EulerMaruyama, ReverseDiffusion, RungeKutta, StochasticHeun
 from .parallel import Picard
 from .renoising import Ancestral, Churn, Interval, Restart
@@ -16,8 +17,8 @@ from .wrappers import Chain, Exploded, Start, started
 __all__ = [
     "BOGACKI_SHAMPINE", "DDIM", "DORMAND_PRINCE", "ERSDE", "EULER", "HEUN", "IPNDM", "KUTTA", "MIDPOINT", "RK4", "SRA1",
     "AdamsBashforth", "AdaptiveRungeKutta", "Ancestral", "Chain", "Churn", "EmbeddedPair", "EulerMaruyama", "Exploded",
-    "Exponential", "Form", "GottaGoFast", "Interval", "Langevin", "Multistep", "Picard", "PredictorCorrector", "Restart",
-    "ReverseDiffusion", "Rosenbrock", "RungeKutta", "SciPy", "SingleStep", "Solver", "Start", "State", "StepBudgetError",
+    "Exponential", "Form", "GottaGoFast", "Interval", "Langevin", "Multistep", "NonStationary", "Picard", "PredictorCorrector",
+    "Restart", "ReverseDiffusion", "Rosenbrock", "RungeKutta", "SciPy", "SingleStep", "Solver", "Start", "State", "StepBudgetError",
     "StochasticHeun", "Table", "TorchDiffEq", "TorchDiffEqFixed", "TorchSDE", "TorchSDEForm", "analytic_variance", "as_torchsde",
     "dpm_solver", "extended_eta", "started", "table", "unipc",
 ]

@@ -18,6 +18,7 @@ Zhao et al. 2023 (arXiv:2302.04867, UniPC); Xue et al. 2023 (arXiv:2309.05019, S
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -35,11 +36,15 @@ from .base import Multistep, Solver, State
 Node = tuple[NoiseLevel, Any]           # an evaluation, x0 or eps, and where it was made
 
 
+_SERIES = [[math.factorial(k) / math.factorial(j + k + 1) for j in range(20)] for k in range(8)]        # k! phi_{k+1}
+
+
 def moments(z: float, n: int) -> list[float]:
     """int_0^1 z e^{-z (1 - v)} v^k dv = k! z phi_{k+1}(-z) for k < n: by series for short steps, else by the recurrence
     m_k = 1 - (k/z) m_{k-1}, which loses no more than k!/z^k."""
     if abs(z) < 1:
-        return [z * math.fsum((-z)**j * math.factorial(k) / math.factorial(j + k + 1) for j in range(20)) for k in range(n)]
+        powers = [(-z)**j for j in range(20)]
+        return [z * math.fsum(map(operator.mul, powers, series)) for series in _SERIES[:n]]
     m = [-math.expm1(-z)]
     for k in range(1, n):
         m.append(1 - k / z * m[-1])

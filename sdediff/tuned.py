@@ -1,0 +1,139 @@
+"""Tuned methods as data: what ``sdediff.tuning`` finds, kept as JSON beside a model.
+
+A file is a list of methods by the network calls they take. A solver is written as the name of its class in ``sdediff.solvers`` and its
+fields, which are numbers, words and tuples of them; reading it back runs the checks of the class and nothing else. The log-SNR of each
+knot is kept beside its time, so that a method is refused under a process other than its own.
+"""
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from . import solvers
+from .contracts import integer, real
+from .grids import Grid
+from .recipes import Method
+from .sde import SDE
+from .solvers import Solver
+
+FORMAT = "sdediff tuned methods 1"
+
+
+class Gain(NamedTuple):
+    """What tuning bought, on trajectories that nothing was fitted to: the error ``before``, of the best standard method (``standard``: its
+    name and grid), and ``after``; ``ratio`` = after/before with the ends of its 95 % interval; ``kind``: "path RMSE" or "sliced W2"."""
+
+    kind: str
+    standard: str
+    before: float
+    after: float
+    ratio: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return (f"{self.kind} {self.before:.3g} ({self.standard}) to {self.after:.3g}: {self.ratio:.2f} times "
+                f"[{self.low:.2f}, {self.high:.2f}]")
+
+
+@dataclass(frozen=True)
+class Knots(Grid):
+    """One grid and no other: N + 1 ``times`` with their ``log_snr`` = log(alpha/sigma), for N steps from the first time to the last."""
+
+    knots: tuple[float, ...]
+    log_snr: tuple[float, ...]
+
+    @property
+    def steps(self) -> int:                                                                  # type: ignore[override]
+        return len(self.knots) - 1
+
+    def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> list[float]:
+        if integer("steps", steps, 1) != self.steps:
+            raise ValueError(f"steps={steps}: this grid was tuned for {self.steps} steps; expected steps={self.steps}, or a method that "
+                             "sdediff.tune(...) makes for as many.")
+        for name, given, own in (("t_start", t_start, self.knots[0]), ("t_end", t_end, self.knots[-1])):
+            if given is not None and given != own:
+                raise ValueError(f"{name}={given!r}: this grid was tuned from t={self.knots[0]} to t={self.knots[-1]}; leave {name} out.")
+        for t, lam in zip(self.knots, self.log_snr):
+            if not (0 <= t <= sde.t_max) or not math.isclose(sde.at(t).lam, lam, rel_tol=1e-9, abs_tol=1e-9):
+                raise ValueError(f"grid: it was tuned under a process with log(alpha/sigma) = {lam:.6g} at t={t}; "
+                                 f"{type(sde).__name__} has another. Tune a method for this process: sdediff.tune(...).")
+        return list(self.knots)
+
+    def times(self, sde: SDE, steps: int, start: float, end: float) -> list[float]:
+        return self(sde, steps, start, end)
+
+
+@dataclass(frozen=True)
+class Tuned(Method):
+    """A tuned method: a ``Method`` whose grid is its own (``Knots``). ``calls``: the network calls it takes; ``gain``: what it is worth."""
+
+    calls: int = 0
+    gain: Gain | None = None
+
+
+def write(path: str | os.PathLike[str], methods: Mapping[int, Tuned]) -> None:
+    """Writes tuned methods, by the network calls they take, in place of what the file held; whole or not at all. TypeError for a method
+    that holds a function."""
+    whole = {"format": FORMAT, "methods": [_as_json(m) for _, m in sorted(methods.items())]}
+    new = Path(f"{os.fspath(path)}.new")
+    new.write_text(json.dumps(whole, indent=1) + "\n")
+    new.replace(path)
+
+
+def read(path: str | os.PathLike[str]) -> dict[int, Tuned]:
+    """The tuned methods of a file, by the network calls they take. ValueError, with the file's name, where it is no such file."""
+    try:
+        whole = json.loads(Path(path).read_text())
+        if not isinstance(whole, dict) or whole.get("format") != FORMAT:
+            raise ValueError(f"expected a JSON object with format={FORMAT!r}")
+        found = [_from_json(entry) for entry in whole["methods"]]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{os.fspath(path)}: no file of tuned methods ({type(error).__name__}: {error}).") from error
+    return {m.calls: m for m in found}
+
+
+def _as_json(method: Tuned) -> dict[str, Any]:
+    grid = method.grid
+    if callable(method.eta) or not isinstance(grid, Knots):
+        raise TypeError(f"method={method.name!r}: its eta is a function or its grid no Knots; expected a method made by sdediff.tune(...).")
+    return {"calls": method.calls, "solver": _plain(method.solver), "eta": method.eta, "times": grid.knots,
+            "log_snr": [lam if math.isfinite(lam) else str(lam) for lam in grid.log_snr],
+            "gain": method.gain._asdict() if method.gain else None}
+
+
+def _from_json(entry: dict[str, Any]) -> Tuned:
+    knots = Knots(tuple(real("times", t, 0.0) for t in entry["times"]), tuple(float(lam) for lam in entry["log_snr"]))
+    if len(knots.knots) != len(knots.log_snr) or len(knots.knots) < 2:
+        raise ValueError("times, log_snr: expected one log_snr for each of at least two times")
+    solver = _made(entry["solver"])
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver={entry['solver']!r}: expected a solver")
+    return Tuned("tuned", solver, real("eta", entry["eta"], 0.0), knots, integer("calls", entry["calls"], 1),
+                 Gain(**entry["gain"]) if entry["gain"] else None)
+
+
+def _plain(value: Any) -> Any:
+    """A solver as its class and fields."""
+    if dataclasses.is_dataclass(value):
+        return {"class": type(value).__name__, **{f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{value!r}: a method that holds a {type(value).__name__} cannot be written to a file.")
+
+
+def _made(value: Any) -> Any:
+    if isinstance(value, dict):
+        kind = getattr(solvers, value["class"], None) if value["class"] in solvers.__all__ else None
+        if not (isinstance(kind, type) and dataclasses.is_dataclass(kind)):
+            raise ValueError(f"class={value['class']!r}: expected a solver of sdediff.solvers")
+        return kind(**{k: _made(v) for k, v in value.items() if k != "class"})
+    return tuple(map(_made, value)) if isinstance(value, list) else value

@@ -1,5 +1,5 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
-from . import grids, random, solvers, targets
+from . import grids, random, selection, solvers, targets
 from .equation import ReverseSDE
 from .latent import decode, denoise_from, interpolate, renoise, round_trip, slerp
 from .likelihood import Bins, Bound, LogProb, bits_per_dim, dequantise, elbo, log_prob
@@ -8,6 +8,7 @@ from .sampling import Path, SampleInfo, encode, iterate, sample, sample_chunks, 
 from .score import NetworkError, Prediction, from_network, from_score
 from .sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, NoiseLevel, RectifiedFlow, SubVPSDE
 from .solvers import StepBudgetError, as_torchsde
+from .tuning import tune
 
 __version__ = "0.1.0"
 
@@ -52,8 +53,10 @@ __all__ = [
     "sample",
     "sample_chunks",
     "sample_info",
+    "selection",
     "simulate",
     "slerp",
     "solvers",
     "targets",
+    "tune",
 ]

@@ -1,5 +1,5 @@
-"""The command line: `sdediff compare`, `train`, `sample`, `likelihood`, `interpolate`, `methods`, `bench`. What they do is in `runs` and
-`evaluate`; here are words and arguments."""
+"""The command line: `sdediff compare`, `train`, `sample`, `tune`, `likelihood`, `interpolate`, `methods`, `bench`. What they do is in
+`runs` and `evaluate`; here are words and arguments."""
 from __future__ import annotations
 
 import argparse
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   sdediff compare --data digits                the real 8x8 digits
   sdediff compare --data points.csv            your own points, one a row
   sdediff sample runs/two-moons --method heun  draw more from a trained run, without training again
+  sdediff tune runs/two-moons --nfe 5 10 20    methods tuned to the run: the least error for a number of network calls
   sdediff likelihood runs/two-moons            log-likelihood of held-out data, with its error; bits per dimension
   sdediff interpolate runs/two-moons           a picture of ways through the latent space
   sdediff methods                              every method with its measured order; methods NAME: its coefficients
@@ -48,6 +49,10 @@ SAMPLE = """examples:
   sdediff sample runs/two-moons --n 10000000 --out x.npy      in chunks, in little memory; interrupted and given again, it goes on
   torchrun --nproc-per-node 4 -m sdediff sample runs/two-moons -n 10000000 --out x.npy       the same bits, by four processes"""
 
+TUNE = """examples:
+  sdediff tune runs/two-moons --nfe 5 10 20 && sdediff sample runs/two-moons --method tuned --nfe 10
+  sdediff tune runs/digits --nfe 8 --method eab-3 --what grid     the grid alone, for a method of your choice
+  sdediff tune runs/two-moons --nfe 10 --stochastic --overwrite   an SDE method, by the law of its samples"""
 LIKELIHOOD = """examples:
   sdediff likelihood runs/two-moons                                 the flow (rk45), the SDE's bound, and the exact law
   sdediff likelihood runs/two-moons --method dpm++2m:steps=100 --n 1000
@@ -99,6 +104,7 @@ def _parsers(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, ArgumentPar
     each = {"compare": (_compare_parser(argv), "train, sample by several methods, measure, draw"),
             "train": (_train_parser(argv), "train only"),
             "sample": (_sample_parser(), "draw samples from a trained run"),
+            "tune": (_tune_parser(), "tune methods to a trained run, one for each number of network calls"),
             "likelihood": (_likelihood_parser(), "log-likelihood of held-out data under a trained run"),
             "interpolate": (_interpolate_parser(), "ways between held-out samples through a run's latent space"),
             "methods": (_methods_parser(), "the catalogue of methods, and what each one computes"),
@@ -185,6 +191,23 @@ def _sample_parser() -> ArgumentParser:
     parser.add_argument("--out", type=str | None, default=None, help="a .npy or .csv file (default: RUN/samples/METHOD-SEED.npy)")
     parser.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
     return _common(parser, progress=True, shared=True)
+
+
+def _tune_parser() -> ArgumentParser:
+    parser = _Parser(description="Tunes a method to a run for each budget of network calls: its grid and its coefficients, against a fine "
+                     "solution for the run's own network. tuned.json and tuned.png in the run; then --method tuned.", epilog=TUNE,
+                     formatter_class=_Help, usage="sdediff tune RUN --nfe CALLS ... [options]")
+    parser.add_argument("run", type=str, metavar="RUN", help="the folder of a trained run")
+    parser.add_argument("--nfe", type=int, nargs="+", default=[5, 10, 20], metavar="CALLS", help="budgets in network calls")
+    parser.add_argument("--method", type=str, default="auto", help="a method of `sdediff methods`, or auto: the best few of all families")
+    parser.add_argument("--what", type=str, default="grid+coefficients", help="grid, or grid+coefficients")
+    parser.add_argument("--stochastic", action="store_true", help="an SDE method, tuned by the law of its samples")
+    parser.add_argument("--trajectories", type=int, default=256, help="to fit on; as many again choose, and as many tell the gain")
+    parser.add_argument("--iterations", type=int, default=200, help="of L-BFGS from each start")
+    parser.add_argument("--starts", type=int, default=3, help="the best standard methods and grids that are descended from")
+    parser.add_argument("--seed", type=int, default=0, help="of the starts")
+    parser.add_argument("--overwrite", action="store_true", help="tune budgets again that the run has a method for")
+    return _common(parser, progress=True)
 
 
 def _likelihood_parser() -> ArgumentParser:
@@ -284,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"sdediff {config.command} is the work of one process; expected it without torchrun.")
         return COMMANDS[config.command](chosen, commands[config.command])
     except KeyboardInterrupt:
-        again = {"compare": " --resume", "train": " --resume", "sample": "", "bench": ""}.get(argv[0])
+        again = {"compare": " --resume", "train": " --resume", "sample": "", "tune": "", "bench": ""}.get(argv[0])
         _say("interrupted." if again is None else
              f"interrupted; `sdediff {' '.join(argv)}{'' if '--resume' in argv else again}` goes on.")
         return 130
@@ -362,6 +385,17 @@ def _sample(chosen: Namespace, parser: ArgumentParser) -> int:
     return 0
 
 
+def _tune(chosen: Namespace, parser: ArgumentParser) -> int:
+    from . import evaluate, runs
+    name, options = runs.spelled(chosen.method)
+    for m in evaluate.tune(Path(chosen.run), chosen.nfe, method=name, what=chosen.what, stochastic=chosen.stochastic,
+                           trajectories=chosen.trajectories, iterations=chosen.iterations, starts=chosen.starts, seed=chosen.seed,
+                           overwrite=chosen.overwrite, progress=not chosen.quiet and sys.stderr.isatty(), **options):
+        print(f"{m.calls:3d} calls: {m.gain}", flush=True)
+    print(f"{Path(chosen.run) / runs.TUNED}. Samples: sdediff sample {chosen.run} --method tuned --nfe {max(chosen.nfe)}")
+    return 0
+
+
 def _likelihood(chosen: Namespace, parser: ArgumentParser) -> int:
     from . import evaluate, runs
     entry, run = runs.Entry.parse(chosen.method), Path(chosen.run)
@@ -413,5 +447,5 @@ def _bench(chosen: Namespace, parser: ArgumentParser) -> int:
     return 0
 
 
-COMMANDS: dict[str, Any] = {"compare": _compare, "train": _train, "sample": _sample, "likelihood": _likelihood,
+COMMANDS: dict[str, Any] = {"compare": _compare, "train": _train, "sample": _sample, "tune": _tune, "likelihood": _likelihood,
                             "interpolate": _interpolate, "methods": _methods, "bench": _bench}

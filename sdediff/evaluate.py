@@ -1,4 +1,4 @@
-r"""What `sdediff likelihood` and `sdediff interpolate` do with a trained run.
+r"""What `sdediff likelihood`, `sdediff interpolate` and `sdediff tune` do with a trained run.
 
 *Likelihood.* Held-out data are noised to the clean end t_end, z = alpha x + sigma eps, and everything is said of the law of z: its log
 density under the probability flow; the bound on it of the reverse SDE; the law's own, for a toy, whose exact density the run was trained
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import latent, likelihood, plots, runs
+from . import latent, likelihood, plots, runs, tuned, tuning
 from .contracts import integer
 from .data import Dataset, load
 from .likelihood import Bins, bits_per_dim
 from .sde import NoiseLevel
+from .tuned import Tuned
 
 FILE, PICTURE = "likelihood.json", "interpolation.png"
 
@@ -67,8 +69,9 @@ def measure(run: Path, entry: runs.Entry, n: int, *, divergence: str = "exact", 
     if width and bins is not None:
         x = likelihood.dequantise(((x.double() - bins.low) / bins.width - 0.5).round(), bins, seed=seed).to(x)
     z = latent.renoise(sde, x, level.t, seed=seed + 1)
-    budget = {} if entry.method.solver.adaptive else entry.budget
-    found = likelihood.log_prob(sde, score, z, method=entry.method, divergence=divergence, probes=probes, refine=refine, t_end=level.t,
+    method = entry.on(sde, score)
+    budget = {} if method.solver.adaptive else entry.budget
+    found = likelihood.log_prob(sde, score, z, method=method, divergence=divergence, probes=probes, refine=refine, t_end=level.t,
                                 seed=None if divergence == "exact" else seed, progress=progress, **budget)
     bound = likelihood.elbo(sde, score, x, draws=draws, t_end=level.t, seed=seed)
     d, reference = bound.d, 0.0 if bins is None else log_reference(bins, z, level, width > 0)
@@ -135,9 +138,28 @@ def interpolate(run: Path, entry: runs.Entry, n: int, points: int, *, seed: int 
     ends = pool[chosen]
     # the first time of the flow where a process ends at sigma = 0, from where no eps is known
     budget = entry.budget | ({"t_end": 1.0} if sde.knots else {})
-    paths = latent.interpolate(sde, score, ends[:n], ends[n:], points=points, method=entry.method, **budget)
+    paths = latent.interpolate(sde, score, ends[:n], ends[n:], points=points, method=entry.on(sde, score), **budget)
     back = torch.cat([paths[0], paths[-1]])
     rms = lambda v: v.reshape(len(v), -1).square().mean(1).sqrt().median().item()
     figure = plots.interpolation(paths, pool, "latent arcs between held-out samples")
     figure.savefig(run / PICTURE)
     return run / PICTURE, rms(back - ends) / rms(ends)
+
+
+def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: bool = False, progress: bool = False,
+         **settings: Any) -> Iterator[Tuned]:
+    """Tunes a method for each budget of network calls on the run's training data, the smallest first, each a start for the next; yields
+    them. They are kept in the run's folder one by one, so that an interrupted line goes on when it is given again; budgets that are there
+    already are yielded as they are, unless ``overwrite``. Last, a picture of grids and gains (``tuned.png``). ``settings``: of
+    ``tuning.tune``, which says what is raised."""
+    config, checkpoint, score = runs.read(run)
+    data = load(config["data"], seed=config.get("seed", 0)).train
+    kept = dict(score.tuned)
+    for nfe in sorted({integer("nfe", nfe, 1) for nfe in budgets}):
+        if nfe not in kept or overwrite:
+            near = [m for m in kept.values() if m.calls < nfe and m.grid is not None][-1:]
+            found = tuning.tune(method, checkpoint.sde, score, nfe=nfe, data=data, near=near, progress=progress, **settings)
+            kept[nfe] = found
+            tuned.write(run / runs.TUNED, kept)
+        yield kept[nfe]
+    plots.tuned(checkpoint.sde, kept, "path errors on held-out starts").savefig(run / "tuned.png")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,9 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import grids
 from .metrics import Estimate
 from .score import Score
 from .sde import SDE, NoiseLevel
+from .tuned import Tuned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -435,4 +437,32 @@ def interpolation(paths: Tensor, data: Tensor, title: str = "") -> Figure:
                 ax.plot(x, y, "-o", color=colour, lw=1.2, ms=3, zorder=3)
                 ax.plot(x[[0, -1]], y[[0, -1]], "o", color=colour, ms=6, mec="white", mew=0.8, zorder=4)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        return figure
+
+
+def tuned(sde: SDE, methods: Mapping[int, Tuned], title: str = "") -> Figure:
+    """Tuned methods by network calls: their knots in log-SNR beside standard grids of as many steps, and their errors before and after."""
+    rows = sorted(methods.items())
+    names = {"tuned": VERMILLION, "logsnr": MUTED, "karras": BLUE, "uniform": GREEN}
+    with _style():
+        figure = _figure(8.2, 1.3 + 0.5 * len(rows))
+        left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
+        for k, (_, m) in enumerate(rows):
+            for j, (name, colour) in enumerate(names.items()):
+                times = m.grid.knots if name == "tuned" else grids.grid(name)(sde, m.grid.steps, m.grid.knots[0], m.grid.knots[-1])  # type: ignore[union-attr, arg-type]
+                lam = [level.lam for level in sde.levels(times) if math.isfinite(level.lam)]
+                left.plot(lam, [k + 0.3 - 0.2 * j] * len(lam), "|", color=colour, ms=7, mew=1.4 if name == "tuned" else 0.9,
+                          label=name if not k else None)
+        left.set(yticks=range(len(rows)), yticklabels=[f"{nfe} calls" for nfe, _ in rows], ylim=(-0.6, len(rows) - 0.3),
+                 xlabel=r"knots at $\lambda = \log(\alpha/\sigma)$", title="grids")
+        left.legend(ncols=4, loc="lower left", bbox_to_anchor=(0.12, 1.0), handletextpad=0.2, columnspacing=1.0)
+        left.set_title("grids", loc="left")
+        gains = [(nfe, m.gain) for nfe, m in rows if m.gain]
+        calls = [nfe for nfe, _ in gains]
+        right.plot(calls, [g.before for _, g in gains], "o--", color=MUTED, ms=4, lw=1, label="best standard")
+        right.plot(calls, [g.after for _, g in gains], "s-", color=VERMILLION, ms=4, lw=1.3, label="tuned")
+        right.set(xscale="log", yscale="log", xlabel="network calls", ylabel=" and ".join(sorted({g.kind for _, g in gains})), title=title)
+        right.set_xticks(calls, labels=[str(n) for n in calls])
+        right.minorticks_off()
+        right.legend()
         return figure

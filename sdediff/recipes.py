@@ -7,9 +7,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .contracts import choice, integer, real
 from .grids import DDPM, Grid, Karras, LogSNR, Quadratic, grid
@@ -59,19 +59,66 @@ Eta = float | Callable[[NoiseLevel], float]
 
 @dataclass(frozen=True)
 class Method:
-    """``solver``, the ``eta`` of the equation it solves, and the ``grid`` it prefers (None: the process's own)."""
+    """``solver``, the ``eta`` of the equation it solves, and the ``grid`` it prefers (None: the process's own). ``why``: the reasons, of a
+    method that was chosen."""
 
     name: str
     solver: Solver
     eta: Eta = 0.0
     grid: Grid | None = None
+    why: str = ""
 
     def default_grid(self, sde: SDE) -> Grid:
         """The knots of a discrete chain; else this method's grid; else the process's own (``SDE.spacing``)."""
         return DDPM() if sde.knots else self.grid or grid(sde.spacing)
 
 
+class Run(NamedTuple):
+    """What is known of a run when its method is chosen: the process, the score, and the budget, grid intervals or network calls (both
+    None where the grid lists its times); its span, None for the process's own."""
+
+    sde: SDE
+    score: Any
+    steps: int | None = None
+    nfe: int | None = None
+    t_start: float | None = None
+    t_end: float | None = None
+
+
 _RECIPES: dict[str, Callable[..., Method]] = {}
+_CHOICES: dict[str, Callable[..., Method]] = {}         # names that stand for the method that suits a run
+
+
+def chooser(name: str) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    """Registers ``choose(run, **options) -> Method`` under a name that runs may give in place of a method's."""
+    def add(choose: Callable[..., Method]) -> Callable[..., Method]:
+        _CHOICES[name] = choose
+        return choose
+    return add
+
+
+class Choice(NamedTuple):
+    """A method that is not known before its run: a name that chooses, and its options."""
+
+    name: str
+    options: Mapping[str, Any]
+
+
+def spelled(name: str | Method, **given: Any) -> Method | Choice:
+    """``method``, or a name that chooses one for a run. Raises as ``method`` does."""
+    if not isinstance(name, str) or name not in _CHOICES:
+        return method(name, **given)
+    known = [k for k in inspect.signature(_CHOICES[name]).parameters if k != "run"]
+    for option in given:
+        if option not in known:
+            raise TypeError(f"{option}={given[option]!r}: method {name!r} has no such option; expected one of: {', '.join(known)}.")
+    return Choice(name, given)
+
+
+def chosen(name: str | Method | Choice, run: Run, **given: Any) -> Method:
+    """The method of a run: ``method``, or what its name chooses. Raises as ``method`` does."""
+    what = name if isinstance(name, Choice) else spelled(name, **given)
+    return _CHOICES[what.name](run, **what.options) if isinstance(what, Choice) else what
 
 
 def _register(*names: str) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
@@ -118,6 +165,9 @@ def method(name: str | Method, **given: Any) -> Method:
 
 
 def _recipe(name: Any) -> Callable[..., Method]:
+    if isinstance(name, str) and name in _CHOICES:
+        raise ValueError(f"method={name!r}: it is chosen for a run, by its process and budget; give the name to sdediff.sample(...), or "
+                         f"take one of {', '.join(list(_RECIPES)[:3])}, ...")
     return _RECIPES[choice("method", name, _RECIPES)]
 
 

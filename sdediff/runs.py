@@ -26,18 +26,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import metrics, nets, plots, sampling, training
+from . import metrics, nets, plots, sampling, training, tuned
 from .contracts import choice
 from .data import Dataset, load
 from .metrics import Estimate
 from .ranks import ALONE, Ranks
-from .recipes import Method
-from .recipes import method as as_method
+from .recipes import Choice, Method, Run, chosen
+from .recipes import spelled as spelled_method
 from .score import NetworkScore, from_network
 from .sde import SDE, process
 from .training import TrainingConfig
 
-CONFIG, CHECKPOINT, METRICS = "config.yaml", "checkpoint.safetensors", "metrics.json"
+CONFIG, CHECKPOINT, METRICS, TUNED = "config.yaml", "checkpoint.safetensors", "metrics.json", "tuned.json"
 # Steps where none are asked for: enough that a method's own error is small beside the noise of 4000 samples.
 STEPS = {"euler-maruyama": 300, "reverse-diffusion": 300, "torchsde-euler": 300, "pc": 150, "ddpm": 200, "dpm++2m-sde": 100,
          "sde-heun": 100, "euler": 100, "ddim": 100, "dpm-solver-1": 100, "eab-1": 100, "deis-1": 100, "rosenbrock-1": 100,
@@ -172,7 +172,7 @@ def train(job: Job, out: Path, dataset: Dataset, *, progress: bool = True, ranks
 
 
 def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
-    """A trained run's config, checkpoint and score. ValueError where the folder holds none."""
+    """A trained run's config, checkpoint and score, with the methods tuned to it. ValueError where the folder holds none."""
     import yaml
     if not (run / CONFIG).is_file() or not (run / CHECKPOINT).is_file():
         raise ValueError(f"run='{run}': no {CONFIG} with a {CHECKPOINT} in it; expected the folder of a run, as `sdediff train` makes it.")
@@ -181,7 +181,9 @@ def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
         raise ValueError(f"run='{run}': trained for {checkpoint.step} of {checkpoint.config.steps} steps; expected a finished training: "
                          "run it again with --resume.")
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    return config, checkpoint, checkpoint.score(nets.build(checkpoint.document["network"]))
+    score = checkpoint.score(nets.build(checkpoint.document["network"]))
+    methods = tuned.read(run / TUNED) if (run / TUNED).is_file() else {}
+    return config, checkpoint, dataclasses.replace(score, tuned=methods)
 
 
 # -- methods with options --------------------------------------------------------------------------------------------------------
@@ -206,7 +208,7 @@ class Entry:
     """A method as a user writes it, NAME or NAME:KEY=VALUE,...: keys are steps, nfe, grid, and the method's own options."""
 
     label: str
-    method: Method
+    method: Method | Choice
     budget: dict[str, Any]
 
     @staticmethod
@@ -216,15 +218,19 @@ class Entry:
         budget = {k: v for k, v in given.items() if v is not None} | {k: options.pop(k) for k in ("steps", "nfe", "grid") if k in options}
         if "steps" in budget and "nfe" in budget:
             raise ValueError(f"method={text!r}: steps={budget['steps']}, nfe={budget['nfe']}; expected one of them.")
-        method = as_method(name, **options)
+        method = spelled_method(name, **options)
         if "steps" not in budget and "nfe" not in budget:
             budget["steps"] = STEPS.get(name, 30)
         return Entry(text, method, budget)
 
+    def on(self, sde: SDE, score: NetworkScore) -> Method:
+        """The method itself, on a run of this budget."""
+        return chosen(self.method, Run(sde, score, self.budget.get("steps"), self.budget.get("nfe")))
+
     def draw(self, sde: SDE, score: NetworkScore, shape: Sequence[int], seed: int, *, record: bool = False,
              progress: bool = False) -> sampling.SampleInfo:
         """Samples, in the network's units."""
-        return sampling.sample_info(sde, score, shape=shape, method=self.method, seed=seed, record=record,
+        return sampling.sample_info(sde, score, shape=shape, method=self.on(sde, score), seed=seed, record=record,
                                     progress=progress and sys.stderr.isatty(), **self.budget)
 
 
@@ -289,7 +295,8 @@ def compare(job: Job, trained: training.Trained, dataset: Dataset, entries: Sequ
                   metrics.energy_distance(info.x, held), against(info.x))
         rows.append(row)
         drawn.append(info.x)
-        records.append(_record(row) | {"method": entry.method.name, "solver": repr(entry.method.solver), "eta": _plain(entry.method.eta),
+        method = entry.on(sde, score)
+        records.append(_record(row) | {"method": method.name, "solver": repr(method.solver), "eta": _plain(method.eta),
                                        "seed": job.seed, "explain": info.explain, "times": list(info.times)})
         report(row.line(width))
     rows.append(Row(FLOOR, None, None, None, _mean([metrics.sliced_w2(x, held) for x in fresh]),
@@ -394,8 +401,8 @@ def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *,
 
     ranks.first(place)
     score = dataclasses.replace(score, network=score.network.to(device))                    # type: ignore[attr-defined]
-    drawn = sampling.chunked(checkpoint.sde, score, shape=(n, *dataset.event), method=entry.method, seed=seed, chunk=chunk,
-                             group=ranks.group, **entry.budget).then(dataset.restore, torch.float64)
+    drawn = sampling.chunked(checkpoint.sde, score, shape=(n, *dataset.event), method=entry.on(checkpoint.sde, score), seed=seed,
+                             chunk=chunk, group=ranks.group, **entry.budget).then(dataset.restore, torch.float64)
     if path.suffix == ".npy":
         drawn.write(path, overwrite=overwrite, progress=progress)
         return path

@@ -22,8 +22,7 @@ from .grids import DDPM, checked
 from .grids import grid as as_grid
 from .random import BrownianPath, Noise, quadratic_variation
 from .ranks import Ranks
-from .recipes import Method
-from .recipes import method as as_method
+from .recipes import Choice, Method, Run, chosen
 from .score import NetworkError, NetworkScore, Prediction, Score, autocast_dtype
 from .sde import SDE, NoiseLevel, transition
 from .solvers import Solver, State
@@ -70,7 +69,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
                 compile: bool = False, autocast: torch.dtype | None = None, **options: Any) -> SampleInfo:
     """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory. ``first``: the index of the first sample, from
     which an integer ``seed`` counts: samples a..b of a batch are a batch of their own with ``first=a``."""
-    recipe, eq, watched = prepared(sde, score, method, conditions, options, autocast)
+    recipe, eq, watched = prepared(sde, score, method, conditions, options, autocast, steps, nfe, t_start, t_end)
     times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)
     if device is not None:
         device = contracts.device("device", device)
@@ -113,7 +112,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     explain = (f"{recipe.name}: {type(recipe.solver).__name__} on {type(sde).__name__}, eta={eta}, {len(times) - 1} steps from "
                f"t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), {watched.calls} "
                f"network calls{watched.evaluations}, {inner} state" + (f" returned as {dtype}" if inner != dtype else "")
-               + ("; too few steps for the method's full order" if few else "") + f"; {path}")
+               + ("; too few steps for the method's full order" if few else "") + f"; {path}" + (f"; {recipe.why}" if recipe.why else ""))
     return SampleInfo(x, watched.calls, tuple(times), torch.stack(trajectory) if record else None, explain, used, warmup)
 
 
@@ -235,7 +234,7 @@ def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = No
         name, value = ("seed", seed) if isinstance(seed, torch.Generator) else ("noise", noise)
         raise TypeError(f"{name}={type(value).__name__}: it gives noise to a whole batch, and chunks need noise that belongs to a sample; "
                         "expected an integer seed (seed=0) or one for each sample, and noise='white', 'brownian' or 'clock'.")
-    recipe, eq, _ = prepared(sde, score, method, conditions, options, autocast)
+    recipe, eq, _ = prepared(sde, score, method, conditions, options, autocast, steps, nfe, t_start, t_end)
     times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)
     if (shape is None) == (x_init is None):
         raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
@@ -284,7 +283,7 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
     """The latent code of x (B, *D): the probability-flow ODE run upwards, from t_end (data) to t_start (noise). Arguments as for
     ``sample``; the grid is the same, read backwards, so that ``sample(..., x_init=encode(...))`` returns x up to the solver's error.
     A stochastic method is a ValueError."""
-    recipe, eq, watched = prepared(sde, score, method, conditions, options)
+    recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end)
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: encoding follows the probability-flow ODE; expected a deterministic method such as "
                          "'heun', 'dpm++2m' or 'ddim' with eta=0.")
@@ -378,14 +377,15 @@ def _shaped(name: str, value: Any, x: Tensor) -> Any:
     return contracts.real(f"{name}(x, t)", value)
 
 
-def prepared(sde: SDE, score: Score, method: str | Method, conditions: Mapping[str, Any] | None,
-             options: Mapping[str, Any], autocast: torch.dtype | None = None) -> tuple[Method, ReverseSDE, Watched]:
-    """A run's method, equation and watched score, each checked."""
+def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: Mapping[str, Any] | None,
+             options: Mapping[str, Any], autocast: torch.dtype | None = None, steps: int | None = None, nfe: int | None = None,
+             t_start: float | None = None, t_end: float | None = None) -> tuple[Method, ReverseSDE, Watched]:
+    """A run's method, equation and watched score, each checked. Budget and span are for names that choose a method for them."""
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
     if not callable(score) or isinstance(score, torch.nn.Module):
         raise TypeError(f"score={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
-    recipe = as_method(method, **options)
+    recipe = chosen(method, Run(sde, score, steps, nfe, t_start, t_end), **options)
     if getattr(score, "time_input", None) == "index" and not sde.knots:
         raise ValueError(f"time_input='index' with {type(sde).__name__}: a timestep index belongs to a discrete chain; expected a process "
                          "made by VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another time_input.")

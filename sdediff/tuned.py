@@ -115,8 +115,8 @@ def _from_json(entry: dict[str, Any]) -> Tuned:
     solver = _made(entry["solver"])
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={entry['solver']!r}: expected a solver")
-    return Tuned("tuned", solver, real("eta", entry["eta"], 0.0), knots, integer("calls", entry["calls"], 1),
-                 Gain(**entry["gain"]) if entry["gain"] else None)
+    return Tuned("tuned", solver, real("eta", entry["eta"], 0.0), knots, calls=integer("calls", entry["calls"], 1),
+                 gain=Gain(**entry["gain"]) if entry["gain"] else None)
 
 
 def _plain(value: Any) -> Any:

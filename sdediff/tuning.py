@@ -10,7 +10,7 @@ the states and no activations), and dc/d theta, dt/d theta from differences of t
 
 * the grid: log-SNR knots lambda_0 < ... < lambda_N between fixed ends, their increments a softmax of those of a standard grid plus theta,
   one number a step up to 16 steps, then 12 cosines along the grid;
-* eta, for equations with noise;
+* eta, for equations with noise, within a factor of two;
 * the coefficients a, b of a non-stationary method (eq. 10 in ``solvers.nonstationary``), which keep it exact on a point mass.
 
 *What is minimised.* For the flow, log mean |x_N - x*|^2 over trajectories whose exact ends x* a fine solver gives: the root-mean-square
@@ -56,10 +56,11 @@ from .tuned import Gain, Knots, Tuned
 WHAT = ("grid", "grid+coefficients")
 FREE = 16               # steps up to which every increment is free
 COSINES = 12            # numbers that shape a longer grid
+ETA = math.log(2.0)      # eta stays within a factor of two: less noise is nearly always less error, and no longer what was asked for
 REACH = 5.0             # log increments move by less than this from those of the standard grid: knots stay apart
 MEMORY = 10             # steps up to which a tuned step may look back at every evaluation,
 SHORT = 4               # and evaluations beyond the latest that it looks back at in longer runs
-LAW = 8                 # times as many trajectories where laws are compared
+LAW = 16                # times as many trajectories where laws are compared
 PROJECTIONS = 64        # directions of (12)
 PATIENCE = 40           # iterations without improvement on the second set after which a descent ends
 DIFFERENCE = 1e-7       # of theta: some six digits of the derivative, which is all that a descent can use
@@ -179,9 +180,14 @@ class Run:
         return np.zeros(self.shapes.shape[1] + (self.eta != 0) + self.free)
 
     @property
+    def noisy(self) -> bool:
+        """Whether it draws noise, so that its error is that of a law."""
+        return self.eta != 0 or self.solver.noise == "always"
+
+    @property
     def extensible(self) -> bool:
         """Whether steps can have coefficients of their own."""
-        return self.eta == 0 and isinstance(self.solver, Multistep) and not isinstance(self.solver, PredictorCorrector)
+        return not self.noisy and isinstance(self.solver, Multistep) and not isinstance(self.solver, PredictorCorrector)
 
     def extended(self) -> Run:
         """The same run, with a and b of eq. 10 behind its theta."""
@@ -269,7 +275,7 @@ class Run:
                 extra = extra[2 * n:]
             solver = NonStationary(solver, times, *map(tuple, rows))                         # type: ignore[arg-type]
         knots = Knots(times, tuple(level.lam for level in self.sde.levels(times)))
-        return Tuned("tuned", solver, self.eta_of(theta), knots, self.calls, gain)
+        return Tuned("tuned", solver, self.eta_of(theta), knots, calls=self.calls, gain=gain)
 
 
 def _ask(score: Score, x: Tensor, level: NoiseLevel) -> Prediction:
@@ -382,7 +388,7 @@ class Trajectories:
 def _sets(run: Run, data: Tensor | None, shape: Sequence[int] | None, n: int, seed: int, dtype: torch.dtype,
           device: torch.device | str | None, rtol: float | None) -> list[Trajectories]:
     """Three sets: to fit, to choose, to tell."""
-    sde, score, law = run.sde, run.score, run.eta != 0
+    sde, score, law = run.sde, run.score, run.noisy
     n, parts = (LAW * n, 6) if law else (n, 3)          # of a law, starts and reference samples are independent
     start, total = sde.at(run.start[0]), parts * n
     if data is not None:
@@ -450,7 +456,7 @@ def _descend(run: Run, theta: np.ndarray, fit: Trajectories, choose: Trajectorie
             raise StopIteration
 
     grid = run.shapes.shape[1]
-    bounds = [(-6.0, 6.0)] * grid + [(-3.0, 3.0)] * (len(theta) - grid - run.free) + [(-BOUND, BOUND)] * run.free
+    bounds = [(-6.0, 6.0)] * grid + [(-ETA, ETA)] * (len(theta) - grid - run.free) + [(-BOUND, BOUND)] * run.free
     minimize(lambda p: fit.descent(run, p), theta, jac=True, method="L-BFGS-B", bounds=bounds, callback=seen,
              options={"maxiter": limit, "maxfun": 2 * limit, "maxcor": 30})
     return best[0], best[1]

@@ -333,7 +333,7 @@ def measure(model: str | Path | tuple[SDE, Score], target: Target | None = None,
     if isinstance(method, str):
         default = 20 if steps is None and nfe is None and "steps=" not in method and "nfe=" not in method else steps
         entry = runs.Entry.parse(method, steps=default, nfe=nfe, grid=grid)
-        recipe, spent = entry.method, entry.budget
+        recipe, spent = entry.on(sde, score), entry.budget                                       # type: ignore[arg-type]
     else:
         recipe, spent = method, {k: v for k, v in (("steps", steps), ("nfe", nfe), ("grid", grid)) if v is not None}
         spent = spent or {"steps": 20}

@@ -1,0 +1,28 @@
+"""Names that stand for the method that suits a run."""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from . import tuned as store
+from .recipes import Method, Run, chooser
+from .tuned import Tuned
+
+
+@chooser("tuned")
+def tuned(run: Run, methods: str | os.PathLike[str] | Mapping[int, Tuned] | None = None) -> Method:
+    """The method tuned for the run's number of network calls (or steps): of ``methods``, a file that ``sdediff tune`` wrote or a mapping
+    from calls to methods; by default of those that came with the score. ValueError where there is none for that number."""
+    kept = getattr(run.score, "tuned", {}) if methods is None else methods
+    found = store.read(kept) if isinstance(kept, (str, os.PathLike)) else kept
+    if not found:
+        raise ValueError("method='tuned': nothing was tuned for this score; expected methods=FILE as `sdediff tune RUN --nfe 5 10 20` "
+                         "writes it, or a method of your own, method=sdediff.tune('auto', sde, score, nfe=10, data=x).")
+    if run.nfe is None and run.steps is None:
+        raise ValueError("method='tuned': a tuned method has a grid of its own; expected nfe= or steps=, without grid=.")
+    for m in found.values():
+        if m.calls == run.nfe or (run.nfe is None and m.grid is not None and m.grid.steps == run.steps):
+            return m
+    budgets = ", ".join(f"nfe={m.calls}" for m in found.values())
+    raise ValueError(f"method='tuned', nfe={run.nfe!r}, steps={run.steps!r}: there are methods for {budgets}; expected one of them, "
+                     "or tune for this one.")

@@ -454,14 +454,15 @@ def tuned(sde: SDE, methods: Mapping[int, Tuned], title: str = "") -> Figure:
                 left.plot(lam, [k + 0.3 - 0.2 * j] * len(lam), "|", color=colour, ms=7, mew=1.4 if name == "tuned" else 0.9,
                           label=name if not k else None)
         left.set(yticks=range(len(rows)), yticklabels=[f"{nfe} calls" for nfe, _ in rows], ylim=(-0.6, len(rows) - 0.3),
-                 xlabel=r"knots at $\lambda = \log(\alpha/\sigma)$", title="grids")
-        left.legend(ncols=4, loc="lower left", bbox_to_anchor=(0.12, 1.0), handletextpad=0.2, columnspacing=1.0)
+                 xlabel=r"knots at $\lambda = \log(\alpha/\sigma)$")
+        left.legend(ncols=4, loc="lower right", bbox_to_anchor=(1.0, 0.98), handletextpad=0.2, columnspacing=1.0)
         left.set_title("grids", loc="left")
         gains = [(nfe, m.gain) for nfe, m in rows if m.gain]
         calls = [nfe for nfe, _ in gains]
         right.plot(calls, [g.before for _, g in gains], "o--", color=MUTED, ms=4, lw=1, label="best standard")
         right.plot(calls, [g.after for _, g in gains], "s-", color=VERMILLION, ms=4, lw=1.3, label="tuned")
-        right.set(xscale="log", yscale="log", xlabel="network calls", ylabel=" and ".join(sorted({g.kind for _, g in gains})), title=title)
+        right.set(xscale="log", yscale="log", xlabel="network calls", ylabel=" and ".join(sorted({g.kind for _, g in gains})))
+        right.set_title(title, loc="left")
         right.set_xticks(calls, labels=[str(n) for n in calls])
         right.minorticks_off()
         right.legend()

@@ -69,7 +69,10 @@ class Method:
     why: str = ""
 
     def default_grid(self, sde: SDE) -> Grid:
-        """The knots of a discrete chain; else this method's grid; else the process's own (``SDE.spacing``)."""
+        """A grid that is the method's alone; else the knots of a discrete chain; else the grid it prefers; else the process's own
+        (``SDE.spacing``)."""
+        if self.grid is not None and self.grid.steps is not None:
+            return self.grid
         return DDPM() if sde.knots else self.grid or grid(sde.spacing)
 
 

@@ -160,7 +160,6 @@ class Run:
     def __init__(self, sde: SDE, score: Score, family: Method, times: Sequence[float], label: str, reach: int = 0) -> None:
         self.sde, self.score, self.family, self.start, self.label = sde, score, family, list(times), label
         self.solver, self.eta = family.solver, float(family.eta)                             # type: ignore[arg-type]
-        self.output = self.solver.form if isinstance(self.solver, Multistep) else "x0"
         levels = sde.levels(times)
         finite = [k for k, level in enumerate(levels) if math.isfinite(level.lam)]
         self.first, self.last = finite[0], finite[-1]               # an end at infinity stays where it is
@@ -209,7 +208,7 @@ class Run:
     def _read(self, times: Sequence[float], eta: float) -> tuple[Any, Any, tuple[list[float], list[float]]]:
         """The table: its form, its draws, and its numbers (coefficients; times of the calls)."""
         t = tape(self.solver, self.sde, self.sde.levels(times), eta=eta, feed=lambda x, m: x, folds=frozenset({"increment", "area"}),
-                 interpret=lambda x, m, out: Prediction(x, m, **{self.output: out}))
+                 interpret=lambda x, m, out: Prediction(x, m, v=out))          # v gives x0 and eps, at alpha = 0 and sigma = 0 too
         steps, draws, numbers, called = [], [], [], []      # type: ignore[var-annotated]
         for events, end in zip(t.steps, t.states[1:]):
             lines: list[Any] = []
@@ -251,7 +250,7 @@ class Run:
                 if call:
                     level = self.sde.at(column(called[asked]).expand(len(x), *[1] * (x.ndim - 1)))
                     prediction, asked = _ask(score, y, level), asked + 1
-                    held[name] = getattr(prediction, self.output)
+                    held[name] = prediction.v
                     if self.first <= k < self.last:
                         history.insert(0, prediction)
                 else:

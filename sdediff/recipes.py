@@ -70,6 +70,11 @@ class Method:
         """The knots of a discrete chain; else this method's grid; else the process's own (``SDE.spacing``)."""
         return DDPM() if sde.knots else self.grid or grid(sde.spacing)
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether a run draws noise beyond its start."""
+        return self.solver.noise == "always" or (self.solver.noise == "eta" and self.eta != 0)
+
 
 _RECIPES: dict[str, Callable[..., Method]] = {}
 

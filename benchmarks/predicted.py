@@ -1,6 +1,6 @@
 """Does the error predicted on a Gaussian surrogate rank methods as the measured one does? Spearman's correlation, target by target.
 
-    OMP_NUM_THREADS=1 python benchmarks/predicted.py                # two minutes; writes results/predicted.csv
+    OMP_NUM_THREADS=1 python benchmarks/predicted.py                # four minutes of processor time; writes results/predicted.csv
 
 Methods times grids at 8, 15 and 30 network calls, VPSDE, exact scores, from the exact marginal at t_max to t_min. Measured: for ODE
 methods the RMSE of 128 paths to their probability-flow endpoints (closed form or DOP853), and beside it the median path error, which a few
@@ -115,7 +115,10 @@ def main() -> None:
     parser.add_argument("--targets", default=",".join(PROBLEMS), help="of: " + ", ".join(PROBLEMS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    began, rows, table = time.process_time(), [], {}
+    began, table = time.process_time(), {}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerow(("target", "kind", "nfe", "method", "grid", "measured", "median", *SURROGATES))
     print(f"{'target':12} {'kind':4} {'nfe':>3} {'n':>3}  " + "  ".join(f"{name:>7}" for name in (*SURROGATES, "rmse~median")))
     for label in args.targets.split(","):
         problem = PROBLEMS[label]()
@@ -124,13 +127,15 @@ def main() -> None:
         floor = metrics.sliced_w2(*exact, projections=64, blocks=2).value
         for kind, names in (("ODE", ODE), ("SDE", STOCHASTIC)):
             for nfe in BUDGETS:
-                cells = []
+                cells, rows = [], []
                 for name, grid, times in grids_of(names, nfe):
                     value, median = measured(problem, name, times)
                     guess = predict(name, times)
                     rows.append((label, kind, nfe, name, grid, *(f"{v:.4g}" for v in (value, median, *guess.values()))))
                     if math.isfinite(value) and (kind == "ODE" or value > 2 * floor):
                         cells.append((value, median, *guess.values()))
+                with args.out.open("a", newline="") as file:        # as it goes: an interrupted run keeps its rows
+                    csv.writer(file, lineterminator="\n").writerows(rows)
                 by = list(zip(*cells))
                 found = [float(spearmanr(by[0], column).statistic) for column in (*by[2:], *by[1:2] * (kind == "ODE"))]
                 table[label, kind, nfe] = found
@@ -141,10 +146,6 @@ def main() -> None:
             if found:
                 print(f"{group}, {kind}: smallest / median over targets and budgets  " + "  ".join(
                     f"{name} {min(column):.2f} / {statistics.median(column):.2f}" for name, column in zip(SURROGATES, zip(*found))))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("w", newline="") as file:
-        header = ("target", "kind", "nfe", "method", "grid", "measured", "median", *SURROGATES)
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])
     print(f"{time.process_time() - began:.0f} s of processor time")
 
 

@@ -50,7 +50,7 @@ def _recipe(name: str) -> Method:
 def _facts(name: str) -> dict[str, Any]:
     recipe = _recipe(name)
     solver = recipe.solver.multistep if isinstance(recipe.solver, Start) else recipe.solver
-    stochastic = recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and recipe.eta != 0)
+    stochastic = recipe.stochastic
     grid, sde = recipe.default_grid(VPSDE()), VPSDE()
     calls = math.nan
     if not recipe.solver.adaptive:

@@ -75,6 +75,11 @@ class Method:
             return self.grid
         return DDPM() if sde.knots else self.grid or grid(sde.spacing)
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether a run draws noise beyond its start."""
+        return self.solver.noise == "always" or (self.solver.noise == "eta" and self.eta != 0)
+
 
 class Run(NamedTuple):
     """What is known of a run when its method is chosen: the process, the score, and the budget, grid intervals or network calls (both

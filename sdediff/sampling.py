@@ -431,15 +431,16 @@ def times_of(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None,
         if calls(own) != budget:
             raise ValueError(f"nfe={nfe}: {recipe.name} was tuned for {calls(own)} network calls; expected nfe={calls(own)}.")
         return times
-    low, high = 1, budget
-    if calls(1) > budget:
-        raise ValueError(f"nfe={nfe}: one step of {recipe.name} takes {calls(1)} network calls; expected nfe >= {calls(1)}.")
+    low, high, n, used = 1, budget, 1, calls(1)
+    if used > budget:
+        raise ValueError(f"nfe={nfe}: one step of {recipe.name} takes {used} network calls; expected nfe >= {used}.")
     if isinstance(build, DDPM) and eq.sde.knots:           # no more steps than the span has knots
         start, end = eq.sde.t_max if t_start is None else t_start, eq.sde.t_min if t_end is None else t_end
         high = max(1, min(high, math.floor(start) - math.floor(end)))
-    while low < high:                            # the most steps that fit: calls grow with steps
-        n = (low + high + 1) // 2
-        low, high = (n, high) if calls(n) <= budget else (low, n - 1)
+    while low < high:                            # the most steps that fit: calls grow with steps, and about in proportion
+        n = min(high, max(low + 1, budget * n // max(1, used)))
+        used = calls(n)
+        low, high = (n, high) if used <= budget else (low, n - 1)
     return build(eq.sde, low, t_start, t_end)
 
 

@@ -32,6 +32,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sdediff
+from benchmarks.angular import FEW, MANY, SOME, Angular, Bump, untuned
 from benchmarks.peers import Method as PeerMethod
 from benchmarks.peers import Peer, peers
 from sdediff import random, targets
@@ -302,6 +303,22 @@ def our_contestants(process: str) -> Iterator[Contestant]:
             yield Contestant("sdediff", name, options, grid_name, functools.partial(run_ours, method, grid))
 
 
+def _bump_name(grid: Bump) -> str:
+    return f"bump({grid.centre:g},{grid.noisy:g},{grid.clean:g},{grid.floor:g})"
+
+
+def candidates(process: str) -> Iterator[Contestant]:
+    """What might become ours: the rule for a budget, the angular methods on every grid, and every other method on the dense grid."""
+    yield Contestant("sdediff", "auto", "", "own", lambda ground, x, calls: run_ours(untuned(calls), untuned(calls).grid, ground, x, calls))
+    bumps = {_bump_name(grid): grid for grid in (FEW, SOME, MANY)}
+    for nodes, corrector in ((3, 0), (4, 0), (3, 4), (4, 5)):
+        method = Method("angular", Angular(nodes, corrector))
+        for name, grid in (_common_grids(process) | bumps).items():
+            yield Contestant("sdediff", "angular", f"nodes={nodes} corrector={corrector}", name, functools.partial(run_ours, method, grid))
+    for kind, options, method in our_methods():
+        yield Contestant("sdediff", kind, options, _bump_name(MANY), functools.partial(run_ours, method, MANY))
+
+
 def run_ours(method: Method, grid: Grid, ground: Ground, x: Tensor, calls: int) -> tuple[Tensor, int]:
     """A method of ours with the most steps of the grid that the calls pay for."""
     times, used = _steps(method, grid, ground.sde, ground.span, calls), 0
@@ -325,6 +342,9 @@ def _steps(method: Method, grid: Grid, sde: SDE, span: tuple[float, float], call
         if count_calls(method, sde, times) <= calls:
             return tuple(times)
     raise ValueError(f"calls={calls}: expected as many as one step of {method.name} takes.")
+
+
+FIELDS = {"peers": peer_contestants, "ours": our_contestants, "candidates": candidates}
 
 
 # -- the study ----------------------------------------------------------------------------------------------------------
@@ -377,10 +397,10 @@ def read(path: Path) -> list[Row]:
 
 def run(folder: Path, path: Path = FILE, *, names: Iterable[str] = TARGETS, processes: Iterable[str] = PROCESSES,
         budgets: Iterable[int] = BUDGETS, contestants: Callable[[str], Iterable[Contestant]] | None = None, progress: bool = True) -> None:
-    """Adds to ``path`` the cells that it lacks. ``contestants``: of a process; default: peers and ours."""
+    """Adds to ``path`` the cells that it lacks. ``contestants``: of a process; default: peers, ours and the candidates."""
     from tqdm.auto import tqdm
     done, new = {key(row) for row in read(path)}, not path.exists()
-    field = contestants or (lambda process: itertools.chain(peer_contestants(process), our_contestants(process)))
+    field = contestants or (lambda process: itertools.chain(*(one(process) for one in FIELDS.values())))
     path.parent.mkdir(parents=True, exist_ok=True)
     plan = [(target, process, list(field(process))) for target, process in itertools.product(names, processes)]
     with path.open("a", newline="") as file, tqdm(total=sum(len(c) for *_, c in plan), unit="method", disable=not progress) as bar:
@@ -472,7 +492,7 @@ def main() -> None:
     study.add_argument("--out", type=Path, required=True, help="a folder for the reference solutions")
     study.add_argument("--targets", nargs="+", default=list(TARGETS), choices=list(TARGETS))
     study.add_argument("--processes", nargs="+", default=list(PROCESSES), choices=list(PROCESSES))
-    study.add_argument("--only", choices=["peers", "ours"])
+    study.add_argument("--only", choices=list(FIELDS))
     study.add_argument("--calls", type=int, nargs="+", default=list(BUDGETS))
     for command in (study, commands.add_parser("summary", help="what the table says")):
         command.add_argument("--results", type=Path, default=FILE)
@@ -482,8 +502,7 @@ def main() -> None:
         print("\n".join(summary(read(given.results))))
         return
     clock = time.perf_counter(), time.process_time()
-    field = {"peers": peer_contestants, "ours": our_contestants, None: None}[given.only]
-    run(given.out, given.results, names=given.targets, processes=given.processes, budgets=given.calls, contestants=field)
+    run(given.out, given.results, names=given.targets, processes=given.processes, budgets=given.calls, contestants=FIELDS.get(given.only))
     print(f"{time.perf_counter() - clock[0]:.0f} s, {time.process_time() - clock[1]:.0f} s of one core")
 
 

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from sdediff.contracts import choice, integer
+from sdediff.grids import Grid
 from sdediff.score import Prediction, Score
 from sdediff.sde import SDE
 
@@ -52,6 +53,14 @@ class Method(NamedTuple):
 class Clock:
     """The way from r = ``first`` down to r = ``last``: r(u) for u in [0, steps], whole at the knots of our grid of that name."""
 
+    @staticmethod
+    def of(grid: str | Grid, sde: SDE, start: float, end: float, steps: int) -> Clock:
+        """The clock of a grid by name, or of any grid of ours on that span of a process."""
+        first, last = (math.exp(-sde.at(t).lam) for t in (start, end))
+        if isinstance(grid, str):
+            return Clock(grid, first, last, steps)
+        return Listed([first, *(math.exp(-level.lam) for level in sde.levels(grid(sde, steps, start, end)[1:-1])), last])
+
     def __init__(self, grid: str, first: float, last: float, steps: int) -> None:
         self.grid, self.first, self.last, self.steps = choice("grid", grid, GRIDS), first, last, steps
         self._ends = (math.log(first), math.log(last)) if grid == "logsnr" else (first ** (1 / 7), last ** (1 / 7))
@@ -73,6 +82,23 @@ class Clock:
     def knots(self) -> list[float]:
         """r(0), ..., r(steps)."""
         return [self.r(k) for k in range(self.steps + 1)]
+
+
+class Listed(Clock):
+    """The clock whose knots are listed, log r linear between them."""
+
+    def __init__(self, knots: list[float]) -> None:
+        self.first, self.last, self.steps = knots[0], knots[-1], len(knots) - 1
+        self._knots = knots
+
+    def r(self, u: float) -> float:
+        k = min(int(u), self.steps - 1)
+        a, b, part = self._knots[k], self._knots[k + 1], u - k
+        return a if part == 0 else b if part == 1 else a ** (1 - part) * b**part
+
+    def slope(self, u: float) -> float:
+        k = min(int(u), self.steps - 1)
+        return self.r(u) * math.log(self._knots[k + 1] / self._knots[k])
 
 
 class Model:
@@ -124,7 +150,7 @@ class Peer:
             raise ValueError(f"nfe={nfe}: a step of {self.package}'s {name} takes {least} calls; expected as many.")
         return count
 
-    def run(self, name: str, sde: SDE, score: Score, x_init: Tensor, nfe: int, seed: int = 0, *, grid: str = "logsnr",
+    def run(self, name: str, sde: SDE, score: Score, x_init: Tensor, nfe: int, seed: int = 0, *, grid: str | Grid = "logsnr",
             t_start: float | None = None, t_end: float | None = None, tolerance: float | None = None) -> tuple[Tensor, int]:
         """The states at t_end (default t_min) of a run from x_init (B, *D), float64, at t_start (default t_max), and the calls that it
         took: at most ``nfe``. An adaptive method takes the least tolerance of ``TOLERANCES`` that keeps within them (the calls of the
@@ -138,7 +164,7 @@ class Peer:
         if m.adaptive and tolerance is None:
             tolerance = self.tolerance(name, sde, score, x_init, nfe, seed, grid=grid, t_start=t_start, t_end=t_end)
         steps = 1 if m.adaptive else self.steps(name, nfe)
-        clock = Clock(grid, math.exp(-first.lam), math.exp(-last.lam), steps)
+        clock = Clock.of(grid, sde, first.t, last.t, steps)
         model = Model(sde, score)
         with torch.no_grad():
             y = self.solve(name, model, x_init.double() / first.alpha, clock, seed, tolerance or 0.0)

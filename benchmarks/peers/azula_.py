@@ -14,7 +14,8 @@ from . import Clock, Method, Model, Peer
 METHODS = {
     "DDIM": Method("ODE", 1), "Euler": Method("ODE", 1), "Heun": Method("ODE", 2, 2),
     "zAB": Method("ODE", 2), "zAB(order=3)": Method("ODE", 3), "vAB": Method("ODE", 2), "vAB(order=3)": Method("ODE", 3),
-    "zEAB": Method("ODE", 2), "zEAB(order=3)": Method("ODE", 3), "xEAB": Method("ODE", 2), "xEAB(order=3)": Method("ODE", 3),
+    "zEAB": Method("ODE", 2), "zEAB(order=3)": Method("ODE", 3), "zEAB(order=4)": Method("ODE", 4),
+    "xEAB": Method("ODE", 2), "xEAB(order=3)": Method("ODE", 3),
     "REAB": Method("ODE", 2), "REAB(order=3)": Method("ODE", 3),
     "DDPM": Method("SDE", None), "Ito": Method("SDE", None), "PC": Method("SDE", None, 2),
 }

@@ -4,7 +4,7 @@ A scheduler's table is replaced by our knots after set_timesteps: its steps read
 whose levels are the knots. As shipped, tables and states are float32; here the same code runs in double, its module's ``torch.float32``
 and ``numpy.float32`` read as float64 while a run lasts (hence one run at a time in a process). Options that are set: clip_sample=False,
 final_sigmas_type="sigma_min" where there is one, since the run ends at t_min > 0 (there Heun's last step is Heun's, not Euler's), and
-SA-Solver's tau = 1 throughout (its default reads a timestep of 0 .. 1000)."""
+SA-Solver's tau = 1 throughout, or the number given (its default reads a timestep of 0 .. 1000)."""
 from __future__ import annotations
 
 import contextlib
@@ -68,7 +68,10 @@ def _scheduler(name: str, steps: int) -> Any:
     given: dict[str, Any] = {k: v for k, v in OURS.items() if k in accepted} | {"num_train_timesteps": max(1000, steps + 1)}
     for option in filter(None, options.rstrip(")").split(", ")):
         key, _, value = option.partition("=")
-        given[key] = int(value) if value.isdigit() else value
+        given[key] = int(value) if value.isdigit() else {"True": True, "False": False}.get(value, value)
+    if "tau" in given:
+        tau = float(given.pop("tau"))
+        given["tau_func"] = lambda t: tau
     return made, given
 
 
@@ -92,7 +95,8 @@ def solve(name: str, model: Model, y: Tensor, clock: Clock, seed: int, tolerance
             if kind == "HeunDiscrete":                                  # its last call is at the last knot
                 scheduler.timesteps = sigmas
                 calls = [(v, float(v)) for v in sigmas[:-1]]
-        given_step = {"generator": torch.Generator().manual_seed(seed)} if METHODS[name].kind == "SDE" else {}
+        draws = "generator" in inspect.signature(scheduler.step).parameters
+        given_step = {"generator": torch.Generator().manual_seed(seed)} if draws else {}
         scale = 1.0 if kind in EXPLODED else 1 / math.sqrt(1 + knots[0]**2)
         x = scale * y
         for t, at in calls:

@@ -66,6 +66,19 @@ def test_the_run_of_theta_is_the_method_of_theta(name, options, sde, t_end):
     assert theta.any() and m.grid.knots[1:-1] != tuple(run.start[1:-1])
 
 
+@pytest.mark.parametrize("name, options", [("eab-1", {}), ("eab-3", {"start": False}), ("eab-2", {"form": "x0"}), ("deis-2", {}),
+                                           ("er-sde-2", {"eta": 0.0})])
+@pytest.mark.parametrize("sde, t_end", [(VP, None), (EDM, None), (CHAIN, None), (sdediff.RectifiedFlow(), None)],
+                         ids=["vp", "edm", "chain to 0", "flow from alpha = 0"])
+def test_the_run_of_theta_with_coefficients_is_the_method_of_theta(name, options, sde, t_end):
+    run = run_of(name, options, sde, 7, t_end=t_end, reach=5)
+    x, theta = starts(sde, 5), theta_of(run)
+    m = run.method(theta)
+    assert isinstance(m.solver, NonStationary) and run.free >= 2 * (1 + 2 + 3)
+    *_, end = iterate(ReverseSDE(sde, RING.score), m.solver, x, sde.levels(m.grid.knots))
+    assert torch.allclose(run(torch.from_numpy(theta), x, {}, RING.score), end.x, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("name, options", FAMILIES, ids=[f"{n}{o or ''}" for n, o in FAMILIES])
 def test_the_gradient_is_that_of_finite_differences(name, options):
     run = run_of(name, options, steps=5)

@@ -83,10 +83,10 @@ class NonStationary(Solver):
         if k is None or self.times[k + 1] != s.t:
             raise ValueError(f"step from t={t.t} to t={s.t}: it was tuned for the grid {list(self.times)}, and runs down that alone; leave "
                              "grid=, t_start= and t_end= out, or take the solver inside.")
-        memory = tuple((m, self.inner.remember(p)) for m, p in state.memory[:self.inner.remembers])
-        after = self.inner.step(eq, State(state.x, memory), t, s, noise)
-        history = ((t, after.prediction), *state.memory) if math.isfinite(t.lam) else ()     # alpha = 0 is no node
+        own, *earlier = state.memory or ((t, ()),)                 # the solver's own memory, then all evaluations so far
+        after = self.inner.step(eq, State(state.x, own[1], state.prediction), t, s, noise)
+        history = ((t, after.prediction), *earlier) if math.isfinite(t.lam) else ()          # alpha = 0 is no node
         x = after.x
         if self.a[k]:
             x = x + correction([p for _, p in history], s, self.a[k], self.b[k])
-        return State(x, history[:self.remembers], after.prediction)
+        return State(x, ((s, after.memory), *history[:self.remembers]), after.prediction)

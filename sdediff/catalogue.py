@@ -71,6 +71,7 @@ def measure(name: str) -> dict[str, float]:
         knot_path,
         mixture_problem,
         overlap_problem,
+        path_reference,
         strong_convergence,
         weak_convergence,
     )
@@ -78,8 +79,9 @@ def measure(name: str) -> dict[str, float]:
     if facts["stochastic"]:
         found = {"weak": weak_convergence(recipe).order} if facts["weak"] else {}
         if facts["strong"]:
-            found["strong"] = strong_convergence(recipe, overlap_problem(), steps=(64, 128, 256, 512), finest=4096,
-                                                 source=lambda seed, shape: knot_path(seed, shape, 4096)).order
+            found["strong"] = strong_convergence(recipe, overlap_problem(), steps=(64, 128, 256, 512), finest=2048,
+                                                 reference=path_reference(recipe),
+                                                 source=lambda seed, shape: knot_path(seed, shape, 2048)).order
         return {k: round(v, 3) for k, v in found.items()}
     if facts["order"] is None:
         return {}

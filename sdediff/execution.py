@@ -242,7 +242,10 @@ def _traced(solver: Solver, sde: SDE, times: tuple[float, ...], eta: Any, means:
         feed, outputs = (lambda x, m: x), len(means)
         interpret = lambda x, m, *out: Prediction(x, m, **dict(zip(means, out)))
     levels = sde.levels(times)
-    tapes = [tape(solver, sde, levels, eta=eta, feed=feed, interpret=interpret, outputs=outputs, keep=keep, folds=folds) for keep in (1, 2)]
+    written = lambda keep: tape(solver, sde, levels, eta=eta, feed=feed, interpret=interpret, outputs=outputs, keep=keep, folds=folds)
+    tapes = [written(1)]
+    if any(isinstance(e, Define) and e.value[0] == "m" and len(e.form) == 2 for events in tapes[0].steps for e in events):
+        tapes.append(written(2))                # it would be the same tape where no form of two terms is remembered
     return min((_allocated(*_lowered(t, folds is not None)) for t in tapes), key=lambda p: p.cost)
 
 

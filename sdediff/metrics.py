@@ -57,6 +57,7 @@ Clopper & Pearson 1934; Bhatia, Jain & Lim 2019 (Bures).
 """
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -169,6 +170,13 @@ def floors(target: Any, n: int, level: NoiseLevel | None = None, *, draws: int =
 
 
 # -- Wasserstein --------------------------------------------------------------------------------------------------------
+@functools.lru_cache(maxsize=8)
+def _directions(seed: int, projections: int, d: int) -> Tensor:
+    """Uniform on the sphere: (projections, d)."""
+    r = random.source(seed, (projections, d), dtype=torch.float64).normal()
+    return r / r.norm(dim=1, keepdim=True)
+
+
 def sliced_w2(x: Tensor, y: Tensor, *, projections: int = 128, blocks: int = 10, seed: int = 0) -> Estimate:
     """Sliced 2-Wasserstein distance (4) (not squared) between x and y, both (n, *D).
 
@@ -179,8 +187,7 @@ def sliced_w2(x: Tensor, y: Tensor, *, projections: int = 128, blocks: int = 10,
     a, b = _same(x, y)
     integer("projections", projections, 1)
     g = integer("blocks", blocks, 2)
-    r = random.source(integer("seed", seed, 0), (projections, a.shape[1]), dtype=torch.float64).normal()
-    r = r / r.norm(dim=1, keepdim=True)
+    r: Any = _directions(integer("seed", seed, 0), projections, a.shape[1])
     n = len(a)
     block = (np.arange(n) * g // n).astype(np.int16)
     p, q = ((r @ v.T).numpy() for v in (a, b))               # (projections, n)

@@ -405,7 +405,7 @@ BUGS = [
     (OnePercent(), 1.0, {"gaussian", "affine-probe", "limit"}),
     (OnePercent(), 0.0, {"gaussian", "limit"}),
     (WrongSign(), 1.0, {"gaussian", "order", "limit", "affine-probe", "marginals", "reversal"}),
-    (HalfTheScore(), 1.0, {"affine-probe", "marginals", "gaussian"}),
+    (HalfTheScore(), 1.0, {"affine-probe", "marginals", "gaussian", "order"}),
     (NoiseTwoPercent(), 1.0, {"affine-probe"}),
     (NoNoise(), 1.0, {"seed", "affine-probe", "marginals"}),
     (NoiseReused(), 1.0, {"seed", "affine-probe", "gaussian"}),

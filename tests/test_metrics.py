@@ -69,7 +69,7 @@ def test_sliced_w2_in_one_dimension_is_the_optimal_assignment():
 
 def test_sliced_w2_of_a_translation_is_its_length_over_root_d():
     # along u the distance is |u . shift|, and the mean of (u . shift)^2 over the sphere is |shift|^2/d
-    x = _normals(500, 3, 0)
+    x = _normals(20, 3, 0)
     value = metrics.sliced_w2(x, x + torch.tensor([1.0, -2.0, 0.5]), projections=20_000, blocks=2).value
     assert value == pytest.approx((5.25 / 3)**0.5, rel=0.02)
 

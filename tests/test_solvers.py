@@ -1,4 +1,5 @@
 """Theorems about solvers: measured orders, identities between families, fixed points, coefficient tables."""
+import functools
 import math
 
 import numpy as np
@@ -59,7 +60,8 @@ def test_a_multistep_method_of_order_three_needs_its_start_in_mid_trajectory():
                                          ("dpm++3m-sde", 1), ("dpm++sde", 2), ("seeds-2", 2), ("seeds-3", 2), ("er-sde-2", 1), ("er-sde-3", 1),
                                          ("torchsde-euler", 1)])
 def test_weak_order_without_monte_carlo(name, order, eta):
-    measured = weak_convergence(method(name, eta=eta))
+    late = (name, eta) in (("dpm++sde", 1.5), ("er-sde-2", 1.5))        # 200 steps do not show their order yet
+    measured = weak_convergence(method(name, eta=eta), steps=(50, 100, 200, 400) if late else (50, 100, 200))
     assert measured.order > order - 0.1, measured
     assert measured.errors[-1] < 0.05 / 100**(order - 1), measured
     assert method(name, eta=eta).solver.weak_order == order
@@ -71,11 +73,16 @@ def test_weak_order_of_the_ddpm_chain(variance):
     assert measured.order > 0.9, measured
 
 
+@functools.cache
+def _tree(seed, shape):
+    return random.BrownianPath(seed, shape, span=(0.0, 1.0), dtype=F64)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name, order", [("euler-maruyama", 1), ("sde-heun", 1), ("sra1", 1.5), ("reverse-diffusion", 1), ("ddpm", 1)])
 def test_strong_order_on_a_shared_brownian_path(name, order):
     """On the dyadic Brownian tree; the catalogue measures every method on a cheaper path (``knot_path``)."""
-    measured = strong_convergence(name, overlap_problem(), steps=(64, 128, 256, 512), finest=2048, paths=400)
+    measured = strong_convergence(name, overlap_problem(), steps=(128, 256, 512), finest=2048, paths=400, reference="sra1", source=_tree)
     assert abs(measured.order - order) < 0.25, measured
 
 
@@ -86,8 +93,8 @@ def test_on_a_linear_equation_sra1_has_strong_order_two():
 
 
 def test_the_black_box_schemes_solve_the_same_equation_path_by_path():
-    """Euler-Maruyama, stochastic Heun and SRA1 on 2048 steps of one Brownian path: apart by the strong error of the coarsest."""
-    noise, levels = knot_path(3, (50, 2), 2048), VPSDE().levels(grids.LogSNR()(VPSDE(), 2048))
+    """Euler-Maruyama, stochastic Heun and SRA1 on 1024 steps of one Brownian path: apart by the strong error of the coarsest."""
+    noise, levels = knot_path(3, (50, 2), 1024), VPSDE().levels(grids.LogSNR()(VPSDE(), 1024))
     x = overlap_problem().start(1.0)[:50]
     ends = [list(iterate(ReverseSDE(VPSDE(), overlap_problem().target.score, 1.0), method(name).solver, x, levels, noise))[-1].x
             for name in ("sra1", "sde-heun", "euler-maruyama")]
@@ -317,7 +324,7 @@ def test_a_corrector_leaves_the_exact_marginal_nearly_invariant_and_the_clean_le
 FLOW_TARGET = Gaussian(torch.tensor([0.5, -1.0], dtype=F64), torch.tensor([[0.3, 0.1], [0.1, 0.2]], dtype=F64))
 
 
-@pytest.mark.parametrize("sde", [RectifiedFlow(), RectifiedFlow(t_min=0.0), VPSDE.from_betas([*np.linspace(1e-4, 0.1, 200), 1.0])], ids=["flow", "flow0", "zero-snr"])
+@pytest.mark.parametrize("sde", [RectifiedFlow(), RectifiedFlow(t_min=0.0), VPSDE.from_betas([*np.linspace(2e-4, 0.2, 100), 1.0])], ids=["flow", "flow0", "zero-snr"])
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm++2m", "dpm++2m-sde", "eab-3", "euler", "heun", "rk4"])
 @pytest.mark.parametrize("predicts", ["x0", "v", "velocity"])
 def test_alpha_zero_at_the_start_and_sigma_zero_at_the_end(sde, name, predicts):

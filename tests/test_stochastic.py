@@ -71,7 +71,7 @@ def test_without_noise_nothing_is_drawn_and_the_run_can_be_reversed(name, option
         z = sdediff.encode(VP, SCORE, x, method=m, steps=steps, grid="logsnr")
         return float((sample(VP, SCORE, x_init=z, method=m, steps=steps, grid="logsnr") - x).square().mean().sqrt())
 
-    coarse, fine = missed(200), missed(400)
+    coarse, fine = missed(100), missed(200)
     assert fine < 0.6 * coarse < 0.03                                       # of first order at least
 
 
@@ -195,8 +195,8 @@ RENOISED = [(lambda inner: Ancestral(inner), "ancestral"), (lambda inner: Churn(
 @pytest.mark.parametrize("inner, order", [(Exploded(EULER), 1), (Exploded(HEUN), 2), (dpm_solver(2, "x0"), 2), (dpm_solver(3), 3)], ids=repr)
 def test_the_law_has_the_order_of_the_inner_solver(wrap, inner, order):
     """From the exact marginal, by the affine probe; churn beyond the cap sqrt 2 - 1, which needs n > S_churn/0.41."""
-    errors = [abs(law.variance - law.exact_variance)
-              for law in (affine_law(Method("", wrap(inner)), VP, VP.levels(grids.LogSNR()(VP, n))) for n in (50, 100, 200, 400))]
+    grids_of = [VP.levels(grids.LogSNR()(VP, n)) for n in ((50, 100, 200, 400) if order > 2 else (50, 100, 200))]
+    errors = [abs(law.variance - law.exact_variance) for law in (affine_law(Method("", wrap(inner)), VP, levels) for levels in grids_of)]
     slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:]) if b > 1e-11]
     assert sum(slopes[-2:]) / 2 > order - 0.15 * order
 

@@ -15,6 +15,7 @@ from .measure import (
     knot_path,
     mixture_problem,
     overlap_problem,
+    path_reference,
     strong_convergence,
     weak_convergence,
 )
@@ -24,6 +25,6 @@ from .report import ConformanceError, Finding, NotApplicable, Report, Result, Su
 __all__ = [
     "FLOOR", "MIDWAY", "STEPS", "TWINS", "ConformanceError", "Convergence", "Finding", "KnotPath", "Law", "NotApplicable", "Problem",
     "Report", "Result", "Subject", "Suite", "Twins", "affine_law", "affine_laws", "assert_conforms", "check_score", "check_sde",
-    "check_solver", "checks", "converge", "gaussian_problem", "knot_path", "mixture_problem", "overlap_problem", "run_check",
-    "run_sde_check", "strong_convergence", "weak_convergence",
+    "check_solver", "checks", "converge", "gaussian_problem", "knot_path", "mixture_problem", "overlap_problem", "path_reference",
+    "run_check", "run_sde_check", "strong_convergence", "weak_convergence",
 ]

@@ -33,6 +33,7 @@ from ..recipes import method as as_method
 from ..sampling import iterate
 from ..score import Prediction
 from ..sde import SDE, VPSDE, NoiseLevel
+from ..solvers import DDIM
 from ..targets import Gaussian, GaussianMixture
 
 STEPS = (40, 80, 160, 320)
@@ -265,19 +266,33 @@ def strong_convergence(method: str | Method, problem: Problem, *, t_start: float
                        steps: Sequence[int] = (32, 64, 128, 256), finest: int = 4096, paths: int = 400, seed: int = 5,
                        reference: str | Method | None = None, grid: Grid | None = None,
                        source: Callable[..., Noise] | None = None) -> Convergence:
-    """Root-mean-square distance, path by path, to a fine solution on the same Brownian path in t."""
+    """Root-mean-square distance, path by path, to a fine solution on the same Brownian path in t: of ``reference``, which is kept for the
+    next method that is held against it on the same path, or by default the method's own."""
     recipe, sde, grid = as_method(method), problem.sde, grid or LogSNR()
     t_start, t_end = t_start or sde.t_max, sde.t_min if t_end is None else t_end
-    level = sde.at(t_start)
-    x0 = problem.target.sample(paths, seed=seed, dtype=torch.float64)
-    x = level.alpha * x0 + level.sigma * random.WhiteNoise(seed + 1, x0.shape, dtype=torch.float64).normal()
     build = source or (lambda seed, shape: random.BrownianPath(seed, shape, span=(0.0, sde.t_max), dtype=torch.float64))
-    noise = build(seed + 2, tuple(x.shape))
+    x = _path_start(problem, t_start, paths, seed)
+    where = problem, t_start, t_end, grid, paths, seed, build(seed + 2, tuple(x.shape))
+    fine = _path_end(recipe, finest, *where) if reference is None else _reference_end(as_method(reference), finest, *where)
+    return Convergence(tuple(steps), tuple(float((_path_end(recipe, n, *where) - fine).square().sum(1).mean().sqrt()) for n in steps))
 
-    def end(recipe: Method, n: int) -> Tensor:
-        eq, levels = ReverseSDE(sde, problem.target.score, recipe.eta), sde.levels(grid(sde, n, t_start, t_end))
-        *_, state = iterate(eq, recipe.solver, x, levels, noise)
-        return state.x
 
-    fine = end(as_method(reference or method), finest)
-    return Convergence(tuple(steps), tuple(float((end(recipe, n) - fine).square().sum(1).mean().sqrt()) for n in steps))
+def _path_start(problem: Problem, t_start: float, paths: int, seed: int) -> Tensor:
+    level, x0 = problem.sde.at(t_start), problem.target.sample(paths, seed=seed, dtype=torch.float64)
+    return level.alpha * x0 + level.sigma * random.WhiteNoise(seed + 1, x0.shape, dtype=torch.float64).normal()
+
+
+def _path_end(recipe: Method, n: int, problem: Problem, t_start: float, t_end: float, grid: Grid, paths: int, seed: int,
+              noise: Noise) -> Tensor:
+    eq, levels = ReverseSDE(problem.sde, problem.target.score, recipe.eta), problem.sde.levels(grid(problem.sde, n, t_start, t_end))
+    *_, state = iterate(eq, recipe.solver, _path_start(problem, t_start, paths, seed), levels, noise)
+    return state.x
+
+
+_reference_end = functools.lru_cache(maxsize=4)(_path_end)
+
+
+def path_reference(recipe: Method) -> Method | None:
+    """The method of strong order 3/2 for the equation that a method solves path by path; None where that equation is not known."""
+    eta = recipe.eta if recipe.solver.noise == "eta" else recipe.solver.eta if isinstance(recipe.solver, DDIM) else None
+    return None if eta is None else as_method("sra1", eta=eta)

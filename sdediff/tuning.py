@@ -48,7 +48,7 @@ from .recipes import method as as_method
 from .sampling import iterate, prepared, times_of
 from .score import NetworkScore, Prediction, Score
 from .sde import SDE, NoiseLevel
-from .solvers import Exploded, Multistep, NonStationary, PredictorCorrector, SciPy, Start
+from .solvers import Exploded, Exponential, Multistep, NonStationary, PredictorCorrector, SciPy, Start
 from .solvers.nonstationary import BOUND, correction
 from .solvers.tracing import Call, Draw, draw, tape
 from .tuned import Gain, Knots, Tuned
@@ -74,6 +74,8 @@ FLOW: tuple[Method, ...] = tuple(as_method(name, **options) for name, options in
 NOISY: tuple[Method, ...] = tuple(as_method(name, **options) for name, options in (
     ("ddpm", {}), ("dpm++2m-sde", {}), ("dpm++2m-sde", {"eta": 0.5}), ("sa-solver", {"start": False}),
     ("sa-solver", {"tau": 0.5, "start": False}), ("eab-2", {"eta": 0.5}), ("seeds-2", {}), ("dpm++sde", {})))
+KNOTS: tuple[Grid, ...] = (grids.DDPM(), grids.DDPM("leading"), grids.DDPM("linspace"))
+NEIGHBOUR = "a neighbour's grid"
 GRIDS: tuple[Grid, ...] = (grids.LogSNR(), grids.Karras(), grids.Karras(3.0), grids.Uniform(), grids.Quadratic())
 
 
@@ -97,6 +99,8 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
     rtol : of the reference, an adaptive solver of order 8 (default 1e-8, for a network in single precision 1e-5).
     dtype, device : of the state; the network runs in its own dtype.
 
+    A network that knows a chain's integer indices alone (time_input="index") keeps its knots: its coefficients are tuned.
+
     Returns a ``Tuned`` method, never one that is worse on the third set than the best standard method and grid. Deterministic for one seed.
     Raises TypeError or ValueError on a wrong argument before the first network call.
     """
@@ -113,23 +117,30 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
     families = list(NOISY if stochastic else FLOW) if method == "auto" else [as_method(method, **options)]
     # a start of its own has a length that depends on the grid; tuned first steps take its place
     families += [dataclasses.replace(f, solver=f.solver.multistep) for f in families if isinstance(f.solver, Start)]
+    at_knots = getattr(score, "time_input", None) == "index"
+    if at_knots:
+        families = [f for f in families if isinstance(f.solver, Multistep)]
+        if what == "grid" or stochastic or not families:
+            raise ValueError("time_input='index': the network is asked at the chain's knots alone, so that coefficients can be tuned, of "
+                             f"a deterministic multistep method; got method={method!r}, what={what!r}, stochastic={stochastic}.")
     for family in families:
         prepared(sde, score, family, None, {})
-    standards = _standard(families, near, sde, score, steps, nfe, t_start, t_end)
+    standards = _standard(families, () if at_knots else near, sde, score, steps, nfe, t_start, t_end)
     runs = [Run(sde, score, family, times, label) for family, times, label in standards]
     if not runs:
         raise ValueError(f"steps={steps!r}, nfe={nfe!r}: none of {sorted({f.name for f in families})} has a grid of so few calls; "
                          "expected more.")
     fit, choose, tell = _sets(runs[0], data, shape, n, seed, dtype, device, rtol)
     ranked = sorted(runs, key=lambda run: _finite(choose.error(run, run.zero)))
-    standard = ranked[0]
+    standard = next(run for run in ranked if run.label != NEIGHBOUR)
     best, least = (standard, standard.zero), choose.error(standard, standard.zero)
     from tqdm.auto import tqdm
 
     with tqdm(total=limit * (starts + (what == WHAT[1])), desc="tune", unit="iteration", leave=False, disable=not progress) as bar:
         tuned: list[tuple[float, Run, np.ndarray]] = []
         for run in _distinct([run for run in ranked if not isinstance(run.solver, Start)], starts):
-            theta, error = _descend(run, run.zero, fit, choose, limit, bar)
+            start = run.zero
+            theta, error = _descend(run, start, fit, choose, limit, bar) if len(start) else (start, choose.error(run, start))
             tuned.append((error, run, theta))
         tuned.sort(key=lambda row: row[0])
         if what == WHAT[1] and (narrow := next((row for row in tuned if row[1].extensible), None)):
@@ -168,6 +179,8 @@ class Run:
         steps = len(self.increments)
         place = (np.arange(steps)[:, None] + 0.5) / steps
         self.shapes = np.eye(steps) if steps <= FREE else np.cos(np.pi * np.arange(1, COSINES + 1) * place)
+        if getattr(score, "time_input", None) == "index":
+            self.shapes = self.shapes[:, :0]
         self.rows = [min(max(0, k - self.first), reach) if self.last > k >= self.first else 0 for k in range(len(times) - 1)]
         self.free = 2 * sum(self.rows)
         self.lines, self.draws, values = self._read(self.start, self.eta)
@@ -195,6 +208,8 @@ class Run:
 
     def times(self, theta: np.ndarray) -> list[float]:
         """The grid of theta."""
+        if not theta[:self.shapes.shape[1]].any():
+            return self.start
         z = self.increments + REACH * np.tanh(self.shapes @ theta[:self.shapes.shape[1]] / REACH)
         w = np.cumsum(np.exp(z - z.max()))
         lam = self.ends[0] + (self.ends[1] - self.ends[0]) * w[:-1] / w[-1]
@@ -264,7 +279,7 @@ class Run:
 
     def method(self, theta: np.ndarray, gain: Gain | None = None) -> Tuned:
         """The method that theta is."""
-        times = tuple(self.times(theta)) if theta.any() else tuple(self.start)
+        times = tuple(self.times(theta))
         solver, fixed = self.solver, self.shapes.shape[1] + (self.eta != 0)
         if self.free:
             rows, extra = ([], []), theta[fixed:].tolist()                                  # type: ignore[var-annotated]
@@ -319,7 +334,8 @@ def _standard(families: Sequence[Method], near: Sequence[Tuned], sde: SDE, score
         if callable(family.eta) or family.solver.adaptive or family.solver.looks_ahead:
             raise ValueError(f"method={family.name!r}: it is not linear on a grid, or its eta is a function; expected a fixed-step method "
                              "with a number for eta, such as 'eab-3', 'unipc-2', 'heun' or 'dpm++2m-sde'.")
-        for grid in dict.fromkeys([family.default_grid(sde), *GRIDS]):
+        standard = KNOTS if getattr(score, "time_input", None) == "index" else dict.fromkeys([family.default_grid(sde), *GRIDS])
+        for grid in standard:
             try:
                 times = times_of(family, eq, steps, nfe, grid, t_start, t_end)
             except ValueError as error:
@@ -332,7 +348,7 @@ def _standard(families: Sequence[Method], near: Sequence[Tuned], sde: SDE, score
             inner = [k for k, level in enumerate(sde.levels(times)) if math.isfinite(level.lam)]
             places = np.interp(np.linspace(0, 1, len(inner)), np.linspace(0, 1, len(lam)), lam)[1:-1]
             knots = [*times[:inner[0] + 1], *sde.time_of(torch.from_numpy(places)).tolist(), *times[inner[-1]:]]
-            yield family, knots, f"the grid tuned for {other.calls} calls"
+            yield family, knots, NEIGHBOUR
 
 
 def _distinct(ranked: Sequence[Run], count: int) -> list[Run]:
@@ -427,11 +443,13 @@ def _rows(score: Score, index: Tensor) -> Score:
 
 def _flow(sde: SDE, score: Score, x: Tensor, times: Sequence[float], rtol: float) -> Tensor:
     """The exact probability-flow end of x, a last step into sigma = 0 (and a first one out of alpha = 0) as every method takes it."""
-    levels = sde.levels(times)
+    levels, solver = sde.levels(times), Exploded(SciPy("DOP853", rtol, rtol / 10))
     finite = [k for k, level in enumerate(levels) if math.isfinite(level.lam)]
     knots = list(dict.fromkeys([times[0], times[finite[0]], times[finite[-1]], times[-1]]))
+    if getattr(score, "time_input", None) == "index":           # its finest flow is that of every knot
+        solver, knots = Exponential(3, "eps"), [float(k) for k in range(round(times[0]), round(times[-1]) - 1, -1)]      # type: ignore[assignment]
     with torch.no_grad():
-        *_, end = iterate(ReverseSDE(sde, score), Exploded(SciPy("DOP853", rtol, rtol / 10)), x, sde.levels(knots))
+        *_, end = iterate(ReverseSDE(sde, score), solver, x, sde.levels(knots))
     return end.x
 
 

@@ -268,6 +268,23 @@ def test_conditions_go_with_their_samples():
     assert math.isfinite(m.gain.after)
 
 
+def test_a_network_of_integer_indices_keeps_its_knots():
+    class Indexed(torch.nn.Module):
+        """The exact eps of the ring, which knows integers alone, as a table of embeddings does."""
+
+        def forward(self, x, c):
+            assert c.dtype == torch.int64
+            return RING.score(x, CHAIN.at(c.double()[:, None] + 1)).eps
+
+    score = sdediff.from_network(Indexed(), "eps", time_input="index")
+    m = tune("eab-2", CHAIN, score, nfe=6, data=DATA, trajectories=48, iterations=30)
+    assert all(t == round(t) for t in m.grid.knots) and isinstance(m.solver, NonStationary) and m.gain.ratio < 0.7
+    assert torch.isfinite(sdediff.sample(CHAIN, score, shape=(20, 2), method=m, nfe=6, seed=0)).all()
+    for wrong in ({"what": "grid"}, {"method": "heun"}, {"method": "dpm++2m-sde", "stochastic": True}):
+        with pytest.raises(ValueError, match="index"):
+            tune(**({"method": "eab-2", "sde": CHAIN, "score": score, "nfe": 6, "data": DATA} | wrong))
+
+
 @pytest.mark.parametrize("wrong, words", [
     ({"nfe": 5, "steps": 5}, "give exactly one"), ({}, "give exactly one"), ({"nfe": 0}, "nfe=0"),
     ({"nfe": 5, "data": None}, "data=None, shape=None"), ({"nfe": 5, "shape": (9, 2)}, "give exactly one"),

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import chunks, contracts, execution, random
+from . import chunks, compilation, contracts, execution, random
 from .equation import ReverseSDE
 from .execution import Watched
 from .grids import DDPM, checked
@@ -134,7 +134,7 @@ def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: 
         if compile:
             if plan.program is None:
                 raise ValueError(f"compile=True: {type(solver).__name__} takes readable steps ({plan.reason}); leave compile out.")
-            return execution.compiled(plan.program, x, watched, source, watching)
+            return compilation.compiled(plan.program, x, watched, source, watching)
         if plan.program is not None:
             return execution.run(plan.program, x, watched, source, watching, plan.first)
         if plan.first is not None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,10 +21,9 @@ from torch import Tensor
 from .execution import Evaluate, Program, Ran, Seen, Sum, Watched, caller, context, finish, loop
 from .random import GeneratorNoise, Noise
 from .score import NetworkScore
-from .solvers.tracing import Ask, draw
 
-UNROLLED = 25           # steps in one compiled block, at most: a block costs some 50 us to enter; fewer of a network of many layers
-LAYERS = 200            # layers in one compiled block, about
+UNROLLED = 50           # steps in one compiled block, at most: a block costs some 50 us to enter; fewer of a network of many layers
+LAYERS = 350            # layers in one compiled block, about
 
 
 class Block:
@@ -35,7 +35,7 @@ class Block:
         number: dict[int, int] = {}             # of the value that is in a register
         self.inputs: list[int] = []
         self.coefficients: list[float] = []
-        self.asks: list[Ask] = []
+        self.draws = 0
         self.calls: list[int] = []
         lines: list[Any] = []
         count = 0
@@ -68,7 +68,7 @@ class Block:
                     self.calls.append(op.call)
                     lines.append(("call", of, write(op.dests[0])))
                 else:
-                    self.asks.append(op.ask)
+                    self.draws += 1
                     lines.append(("draw", write(op.dest)))
         dead = set(p.steps[first + length - 1].frees)
         out = sorted((n, register) for register, n in written.items() if register not in dead)
@@ -80,10 +80,10 @@ class Block:
         self.weights = torch.tensor(self.coefficients, dtype=dtype, device=device)
         self.times = torch.stack([times[i] for i in self.calls]) if self.calls else torch.zeros(0, device=device)
 
-    def run(self, held: list[Any], watched: Watched, fill: Callable[[Ask], Tensor], conditions: Mapping[str, Any]) -> int:
+    def run(self, held: list[Any], watched: Watched, draws: Iterator[Tensor], conditions: Mapping[str, Any]) -> int:
         """Does the steps, and returns the number of the step after them."""
-        live, draws = [held[r] for r in self.inputs], [fill(ask) for ask in self.asks]
-        *out, sums = self.compiled(live, self.weights, self.times, draws, conditions)
+        live, drawn = [held[r] for r in self.inputs], list(itertools.islice(draws, self.draws))
+        *out, sums = self.compiled(live, self.weights, self.times, drawn, conditions)
         for register, value in zip(self.outputs, out):
             held[register] = value
         watched.calls, watched.rows = watched.calls + len(self.calls), watched.rows + len(live[0]) * len(self.calls)
@@ -164,7 +164,7 @@ def _block(network: Any, name: str, shape: Any, cast: torch.dtype, dtype: torch.
     root = torch.nn.Module()
     root.network = network if isinstance(network, torch.nn.Module) else _Callable(network)
     options: Any = {"cpp_wrapper": True} if device.type == "cpu" else {}     # generated Python would be half of a small network's time
-    return _Compiled(name, torch.compile(torch.fx.GraphModule(root, graph), fullgraph=True, dynamic=False, options=options))
+    return _Compiled(name, torch.compile(torch.fx.GraphModule(root, graph).forward, fullgraph=True, dynamic=False, options=options))
 
 
 def _blocks(p: Program, start: Tensor, score: NetworkScore, one_by_one: bool) -> tuple[dict[int, Block], list[Tensor]]:
@@ -220,7 +220,7 @@ def compiled(p: Program, start: Tensor, watched: Watched, source: Noise | None, 
     before = _seconds(blocks)
     steps = {k: functools.partial(block.run, conditions=conditions) for k, block in blocks.items()}
     with context(score, start.device):
-        y = loop(p, start, watched, caller(p, start, watched, None, times), lambda ask: draw(source, ask), seen, steps)  # type: ignore[arg-type]
+        y = loop(p, start, watched, caller(p, start, watched, None, times), p.draws(source), seen, steps)
     finish(p, y, watched)
     warmup = _seconds(blocks) - before
     return y, f"coefficient table, {_described(blocks)}, {warmup:.1f} s of compilation in this run", warmup
@@ -244,17 +244,15 @@ class _Graph:
         generator = source.generator if type(source) is GeneratorNoise else None
         self.start = start.clone()
         self.conditions = {k: v.clone() if isinstance(v, Tensor) else v for k, v in score.conditions_of(len(start)).items()}
-        self.asks = [] if generator is not None else p.asks
-        self.noise = [torch.empty_like(start) for _ in self.asks]
+        self.p, self.noise = p, [torch.empty_like(start) for _ in p.asks] if generator is None else []
         score = dataclasses.replace(score, conditions=self.conditions)
         self.blocks, times = _blocks(p, self.start, score, False)
         steps = {k: functools.partial(block.run, conditions=self.conditions) for k, block in self.blocks.items()}
 
         def body() -> tuple[Tensor, Watched]:
-            watched, given = Watched(score), iter(self.noise)
-            fill = (lambda ask: next(given)) if generator is None else (lambda ask: draw(source, ask))       # type: ignore[arg-type]
+            watched, draws = Watched(score), p.draws(source) if generator is not None else iter(self.noise)
             with context(score, start.device):
-                return loop(p, self.start, watched, caller(p, self.start, watched, None, times), fill, None, steps), watched
+                return loop(p, self.start, watched, caller(p, self.start, watched, None, times), draws, None, steps), watched
 
         before = generator.get_state() if generator is not None else None
         side = torch.cuda.Stream(start.device)
@@ -275,8 +273,8 @@ class _Graph:
         for key, value in conditions.items():
             if isinstance(value, Tensor):
                 self.conditions[key].copy_(value)
-        for z, ask in zip(self.noise, self.asks):
-            z.copy_(draw(source, ask))                                                       # type: ignore[arg-type]
+        for z, drawn in zip(self.noise, self.p.draws(source)):
+            z.copy_(drawn)
         self.graph.replay()
         return self.end.clone()
 

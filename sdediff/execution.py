@@ -21,14 +21,14 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .equation import ReverseSDE
-from .random import BrownianPath, Noise, WhiteNoise
+from .random import BrownianPath, Noise, WhiteNoise, names
 from .score import FunctionScore, NetworkError, NetworkScore, Prediction, Score
 from .sde import SDE, NoiseLevel
 from .solvers import Form, Solver
@@ -152,10 +152,22 @@ class Program:
     remembers: bool
     cost: int
 
-    @property
+    @functools.cached_property
     def asks(self) -> list[Ask]:
         """The draws of the run, in order."""
         return [op.ask for step in self.steps for op in step.ops if isinstance(op, Fill)]
+
+    @functools.cached_property
+    def labels(self) -> list[Any]:
+        """The same, for white noise: the labels that it draws."""
+        white = names()
+        return [draw(white, ask) for ask in self.asks]
+
+    def draws(self, source: Noise | None) -> Iterator[Tensor]:
+        """What the source answers, in order. The tensors are to be read only."""
+        if type(source) is WhiteNoise:
+            return source.sequence(self.labels)
+        return (draw(source, ask) for ask in self.asks)                                      # type: ignore[arg-type]
 
     def where(self, call: int) -> str:
         """A call, in words."""
@@ -226,8 +238,16 @@ def is_value(v: Any) -> bool:
         return True
     if isinstance(v, tuple):
         return all(map(is_value, v))
-    return ("__dataclass_fields__" in vars(type(v)) and type(v).__hash__ is not None
-            and (isinstance(v, SDE) or all(is_value(getattr(v, f.name)) for f in dataclasses.fields(v))))
+    names = _fields(type(v))                                                                 # type: ignore[arg-type]
+    return names is not None and all(is_value(getattr(v, name)) for name in names)
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[str, ...] | None:
+    """What the values of a type depend on, None where that is not known."""
+    if "__dataclass_fields__" not in vars(kind) or kind.__hash__ is None:
+        return None
+    return () if issubclass(kind, SDE) else tuple(f.name for f in dataclasses.fields(kind))
 
 
 @functools.lru_cache(maxsize=64)
@@ -423,7 +443,7 @@ def run(p: Program, start: Tensor, watched: Watched, source: Noise | None, seen:
     ``first``: what the score answered to call 0, if it was asked already."""
     start = start.clone() if start.is_inference() and not torch.is_inference_mode_enabled() else start      # it has no version counter
     with context(watched.score, start.device):
-        y = loop(p, start, watched, caller(p, start, watched, first), lambda ask: draw(source, ask), seen)         # type: ignore[arg-type]
+        y = loop(p, start, watched, caller(p, start, watched, first), p.draws(source), seen)
     finish(p, y, watched)
     return y, "coefficient table", 0.0
 
@@ -441,7 +461,7 @@ def finish(p: Program, y: Tensor, watched: Watched) -> None:
             raise watched.not_finite(name, None, p.where(bad[0]))
 
 
-def loop(p: Program, start: Tensor, watched: Watched, call: Caller, fill: Callable[[Ask], Tensor], seen: Seen | None = None,
+def loop(p: Program, start: Tensor, watched: Watched, call: Caller, draws: Iterator[Tensor], seen: Seen | None = None,
            blocks: Mapping[int, Callable[..., int]] | None = None) -> Tensor:
     """The loop: combination, network, combination. ``blocks``: compiled steps, by the first of them."""
     add, mul = torch.add, torch.mul
@@ -454,7 +474,7 @@ def loop(p: Program, start: Tensor, watched: Watched, call: Caller, fill: Callab
         watched.step = k
         ops, frees, state, scale = p.steps[k]
         if blocks and k in blocks:
-            k = blocks[k](held, watched, fill)
+            k = blocks[k](held, watched, draws)
             frees, state, scale = p.steps[k - 1][1:]
         else:
             k += 1
@@ -473,8 +493,7 @@ def loop(p: Program, start: Tensor, watched: Watched, call: Caller, fill: Callab
                 elif kind is Evaluate:
                     call(op, held)              # type: ignore[arg-type]
                 else:
-                    dest, ask = op              # type: ignore[misc]
-                    held[dest] = fill(ask)
+                    held[op.dest] = next(draws)     # type: ignore[union-attr]
         for dead in frees:
             held[dead] = None
         if seen is not None:
@@ -490,6 +509,12 @@ def _numbers(p: Program, dtype: torch.dtype) -> Sequence[Tensor]:
     return torch.tensor(p.leads, dtype=dtype, device="cpu").unbind()
 
 
+@functools.lru_cache(maxsize=64)
+def _time_table(p: Program, time_input: str, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+    with torch.inference_mode(False):
+        return NetworkScore(_time_table, "eps", time_input).time_table(p.levels, dtype, device)
+
+
 Caller = Callable[[Evaluate, list[Any]], None]
 
 
@@ -503,7 +528,8 @@ def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None
     batch, axes, on_cpu, versions = len(start), tuple(range(start.ndim)), start.is_cpu, not torch.is_inference_mode_enabled()
     if type(score) is NetworkScore:
         network, dtype, conditions = score.network, score.dtype_of(start), score.conditions_of(batch)
-        times = score.times(levels, batch, dtype, device)
+        named = isinstance(score.time_input, str)
+        times = score.times(levels, batch, dtype, device, _time_table(p, score.time_input, dtype, device) if named else None)
         answer = lambda x, i: score.ask(x, next(times) if given is None else given[i], conditions, dtype, levels[i])
         name, plain = score.predicts if score.predicts != "edm" else "F", versions and dtype is kind
     else:

@@ -66,7 +66,7 @@ def state(name: str, x: Any, rank: int = 1) -> Tensor:
                         f"{name}.float() converts.")
     if x.ndim < rank:
         raise ValueError(f"{name}.shape={tuple(x.shape)}: expected a leading batch axis, (B, ...); {name}[None] adds one.")
-    if not math.isfinite(x.detach().sum()) and not bool(torch.isfinite(x).all()):       # a sum costs less, and may overflow
+    if not math.isfinite(x.detach().sum().item()) and not bool(torch.isfinite(x).all()):       # a sum costs less, and may overflow
         raise ValueError(f"{name} holds NaN or inf in {int((~torch.isfinite(x)).sum())} of {x.numel()} entries; "
                          "expected finite values.")
     return x

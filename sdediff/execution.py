@@ -534,8 +534,8 @@ def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None
         name, plain = score.predicts if score.predicts != "edm" else "F", versions and dtype is kind
     else:
         answer, name, plain = (lambda x, i: score.ask(x, levels[i])), "score", False
-    sums = torch.zeros(1 if on_cpu else len(levels), dtype=kind, device=device)
-    slots, number = sums.unbind(), sums[0].numpy() if on_cpu else 0.0                        # on the CPU the same memory
+    sums = torch.zeros(() if on_cpu else len(levels), dtype=kind, device=device)
+    slots, number = (None, sums.numpy()) if on_cpu else (sums.unbind(), 0.0)                 # on the CPU the same memory
     if not on_cpu:
         watched.later.append((name, sums))
     remembers, own = p.remembers, False
@@ -556,7 +556,7 @@ def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None
                 out = answer(x, i)
         except NetworkError as error:
             raise NetworkError(f"{error} ({p.where(i)})") from None
-        torch.sum(out, axes, out=slots[0 if on_cpu else i])
+        torch.sum(out, axes, out=sums if slots is None else slots[i])
         if on_cpu and not math.isfinite(number) and not bool(torch.isfinite(out).all()):
             raise watched.not_finite(name, out.detach(), p.where(i))
         watched.calls += 1

@@ -187,13 +187,15 @@ def _rows(streams: Sequence[Stream], start: int, count: int) -> Tensor:
     size = 2 * BLOCK
     block = start // size
     blocks = -(-(start + count) // size) - block if count else 0
+    begin = start - block * size
+    half = begin + count <= BLOCK               # the sines of a single block are not asked for
     out = torch.empty(len(streams), blocks, 2, BLOCK, dtype=torch.float32, device="cpu")
     for which, part, (r, turn, theta, cosine) in _windows(streams, block, blocks):
         z, y = (out if r.shape[:2] == out.shape[:2] else out[which, part]).unbind(2)
         torch.mul(turn, _engine.turn, out=theta)
         torch.mul(r, torch.cos(theta, out=cosine), out=z)
-        torch.mul(r, theta.sin_(), out=y)
-    begin = start - block * size
+        if not half:
+            torch.mul(r, theta.sin_(), out=y)
     return out.view(len(streams), blocks * size)[:, begin:begin + count]
 
 
@@ -236,30 +238,27 @@ class Normals:
 
     def draw(self, stream: tuple[int, ...], label: int) -> Tensor:
         """The normals (B, *D) of one label of one stream, in storage of their own. The latest labels of a few streams are kept."""
-        z = self._shown(stream, label, label + LABELS)
-        return z.clone() if self.labels > 1 else z
-
-    def sequence(self, labels: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[Tensor]:
-        """``draw`` for many (stream, label) in turn, of which none beyond the last is drawn. The tensors are to be read only."""
-        ends: dict[tuple[int, ...], int] = {}
-        for stream, label in labels:
-            ends[stream] = max(ends.get(stream, 0), label + 1)
-        for stream, label in labels:
-            yield self._shown(stream, label, ends[stream])
-
-    def _shown(self, stream: tuple[int, ...], label: int, end: int) -> Tensor:
-        """The normals of a label, and those of later ones, up to ``end``, kept."""
         if self.labels == 1:
             return self._draw(stream, label, 1)[0]
         block, row = divmod(label, self.labels)
         held = self._held.pop(stream, None)
-        if held is None or held[0] != block or row >= len(held[1]):
-            first = block * self.labels
-            held = (block, self._draw(stream, first, min(self.labels, end - first)).unbind())
+        if held is None or held[0] != block:
+            held = (block, self._draw(stream, block * self.labels, self.labels).unbind())
         self._held[stream] = held               # the latest stream last; the oldest goes
         while len(self._held) > KEPT:
             self._held.pop(next(iter(self._held)), None)
-        return held[1][row]
+        return held[1][row].clone()
+
+    def sequence(self, labels: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[Tensor]:
+        """``draw`` for many (stream, label) in turn, and none is drawn beyond a stream's last. The tensors are to be read only."""
+        ends: dict[tuple[int, ...], int] = dict(sorted(labels))
+        ahead: dict[tuple[tuple[int, ...], int], Tensor] = {}
+        for name in labels:
+            if name not in ahead:
+                stream, label = name
+                last = min(label - label % self.labels + self.labels - 1, ends[stream])
+                ahead.update(zip([(stream, k) for k in range(label, last + 1)], self._draw(stream, label, last + 1 - label).unbind()))
+            yield ahead.pop(name)
 
     def single(self, stream: tuple[int, ...]) -> Tensor:
         """``draw(stream, 0)`` of a stream that has one label alone: nothing is drawn ahead or kept."""

@@ -109,12 +109,6 @@ def method(name: str | Method, **given: Any) -> Method:
             raise TypeError(f"options {sorted(given)}: {name.name!r} is a finished Method; set them where it is made, "
                             f"sdediff.method({name.name!r}, {next(iter(given))}=...).")
         return name
-    plain = type(name) is str and all(type(v) in (int, float, str, bool) for v in given.values())
-    return (_made if plain else _made.__wrapped__)(name, **given)
-
-
-@functools.lru_cache(maxsize=256, typed=True)           # typed: eta=True is not 1
-def _made(name: str, **given: Any) -> Method:
     recipe, known = _recipe(name), options(name)
     for option in given:
         if option not in known:

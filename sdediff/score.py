@@ -184,6 +184,8 @@ class NetworkScore:
     def conditions_of(self, rows: int) -> dict[str, Any]:
         """The conditions of ``rows`` states. Conditions of B samples are repeated for n B states, n of every sample in blocks of B: row r
         belongs to sample r % B. Any other mismatch is the network's to refuse."""
+        if not self.conditions:
+            return {}
         several = lambda v: isinstance(v, Tensor) and v.ndim > 0 and 0 < len(v) < rows and rows % len(v) == 0
         return {k: v.repeat(rows // len(v), *[1] * (v.ndim - 1)) if several(v) else v for k, v in self.conditions.items()}
 

@@ -136,11 +136,11 @@ def gaussian_error(method: str | Method, sde: SDE, steps: int | None = None, *, 
 
     ValueError for a method that is not linear in its vectors (adaptive, Rosenbrock, Metropolis-adjusted, by norms), and for wrong numbers.
     """
-    recipe, eq, _ = prepared(sde, _unasked, method, None, options)
+    recipe, *_ = prepared(sde, _unasked, method, None, options)
     if recipe.solver.adaptive or recipe.solver.looks_ahead:
         raise _not_linear(recipe, "it chooses its own network calls")
     if times is None:
-        knots = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)
+        knots = times_of(recipe, sde, steps, nfe, grid, t_start, t_end)
     elif any(v is not None for v in (steps, nfe, grid, t_start, t_end)):
         raise ValueError("times: it lists the grid; expected none of steps, nfe, grid, t_start and t_end beside it.")
     else:

@@ -265,7 +265,7 @@ def log_prob(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "rk45"
     listed = grid is not None and not isinstance(grid, (str, type)) and not callable(grid)
     if t_end is None and not listed and sde.at(sde.t_min).sigma == 0 and sde.knots:
         t_end = 1.0
-    times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)[::-1]
+    times = times_of(recipe, sde, steps, nfe, grid, t_start, t_end)[::-1]
     check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, len(x))
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     d, key = x[:1].numel() or math.prod(x.shape[1:]), None
@@ -332,7 +332,7 @@ def _refined(recipe: Method, eq: Any, times: Sequence[float], steps: int | None,
         return dataclasses.replace(recipe, solver=_tighter(recipe.solver)), list(times)
     if steps is None and nfe is None:
         return recipe, [t for a, b in pairwise(times) for t in (a, (a + b) / 2)] + [times[-1]]
-    return recipe, times_of(recipe, eq, 2 * (len(times) - 1), None, grid, t_start, t_end)[::-1]
+    return recipe, times_of(recipe, eq.sde, 2 * (len(times) - 1), None, grid, t_start, t_end)[::-1]
 
 
 def _tighter(solver: Any) -> Any:

@@ -106,24 +106,31 @@ class _Engine(threading.local):
     """What a thread draws with on the CPU: a generator, which is set anew for every key, and room for a window."""
 
     def __init__(self) -> None:
-        self.generator, self.position = np.random.PCG64DXSM(0), 0
-        self.key: Key | None = None
+        self.generator = np.random.PCG64DXSM(0)
+        self.at: tuple[Key | None, int] = None, 0           # the key that the generator is set to, and its next word
         with torch.inference_mode(False):       # the first draw may be within it, a later one not
             self.room = torch.empty(4, WINDOW * BLOCK, dtype=torch.float32, device="cpu")
             self.least, self.turn = (torch.tensor(c, dtype=torch.float32, device="cpu") for c in (2.0**-66, TURN))
         self.views: dict[tuple[int, int], tuple[Tensor, Tensor, _Window]] = {}         # of the room, for the latest shapes
 
-    def words(self, key: Key, start: int, count: int) -> np.ndarray:
-        """The words ``start`` .. ``start + count`` of a key's stream."""
-        if key != self.key:
-            digest = _digest(key)
-            self.generator.state = {"bit_generator": "PCG64DXSM", "has_uint32": 0, "uinteger": 0, "state": {
-                "state": int.from_bytes(digest[:16], "little"), "inc": int.from_bytes(digest[16:], "little") | 1}}
-            self.key, self.position = key, 0
-        if start != self.position:
-            self.generator.advance((start - self.position) % 2**128)
-        self.position = start + count
-        return self.generator.random_raw(count)
+    def words(self, streams: Sequence[Stream], first: int, count: int) -> list[np.ndarray]:
+        """The words ``first`` .. ``first + count`` of every stream."""
+        (key, position), self.at = self.at, (None, 0)       # nowhere, should this be interrupted
+        generator, advance, draw = self.generator, self.generator.advance, self.generator.random_raw
+        out = []
+        for name, jumps in streams:
+            if name != key:
+                digest = _digest(name)
+                generator.state = {"bit_generator": "PCG64DXSM", "has_uint32": 0, "uinteger": 0, "state": {
+                    "state": int.from_bytes(digest[:16], "little"), "inc": int.from_bytes(digest[16:], "little") | 1}}
+                key, position = name, 0
+            start = jumps * JUMP + first
+            if start != position:
+                advance(start - position)       # modulo 2^128
+            position = start + count
+            out.append(draw(count))
+        self.at = key, position
+        return out
 
     def window(self, words: Sequence[np.ndarray], blocks: int) -> _Window:
         """Words of as many keys as pairs. What the last window held is lost."""
@@ -156,6 +163,7 @@ class _Window(NamedTuple):
 JUMP = 0x9E3779B97F4A7C15F39CC0605CEDC835       # the golden section of 2^128, made odd: labels of one key start so far apart
 _WORD, _HALF = np.dtype("<u8"), np.dtype("<i4")
 Key = tuple[int, ...]
+Stream = tuple[Key, int]                       # of a key, from so many jumps on
 _engine = _Engine()
 
 
@@ -163,33 +171,35 @@ def _digest(key: Key, size: int = 32) -> bytes:
     return hashlib.blake2b(struct.pack(f"<{len(key)}q", *key), digest_size=size).digest()
 
 
-def _windows(streams: Sequence[tuple[Key, int]], block: int, blocks: int) -> Iterator[tuple[slice, slice, _Window]]:
-    """The pairs of ``blocks`` blocks, from ``block`` on, of every stream (a key, and how many jumps it starts at), window by window: which
-    streams, which blocks, and the window, which the next one overwrites."""
+def _windows(streams: Sequence[Stream], block: int, blocks: int) -> Iterator[tuple[slice, slice, _Window]]:
+    """The pairs of ``blocks`` blocks, from ``block`` on, of every stream, window by window: which streams, which blocks, and the
+    window, which the next one overwrites."""
     many = max(1, WINDOW // max(1, blocks))                  # streams in a window
     for k in range(0, len(streams), many):
         for b in range(0, blocks, WINDOW):
             m = min(WINDOW, blocks - b)
-            words = [_engine.words(key, jumps * JUMP + (block + b) * BLOCK, m * BLOCK) for key, jumps in streams[k:k + many]]
+            words = _engine.words(streams[k:k + many], (block + b) * BLOCK, m * BLOCK)
             yield slice(k, k + len(words)), slice(b, b + m), _engine.window(words, m)
 
 
-def _rows(streams: Sequence[tuple[Key, int]], start: int, count: int) -> Tensor:
+def _rows(streams: Sequence[Stream], start: int, count: int) -> Tensor:
     """The normals ``start`` .. ``start + count`` of every stream, on the CPU: (streams, count), in storage of their own."""
     size = 2 * BLOCK
     block = start // size
     blocks = -(-(start + count) // size) - block if count else 0
+    begin = start - block * size
+    half = begin + count <= BLOCK               # the sines of a single block are not asked for
     out = torch.empty(len(streams), blocks, 2, BLOCK, dtype=torch.float32, device="cpu")
     for which, part, (r, turn, theta, cosine) in _windows(streams, block, blocks):
         z, y = (out if r.shape[:2] == out.shape[:2] else out[which, part]).unbind(2)
         torch.mul(turn, _engine.turn, out=theta)
         torch.mul(r, torch.cos(theta, out=cosine), out=z)
-        torch.mul(r, theta.sin_(), out=y)
-    begin = start - block * size
+        if not half:
+            torch.mul(r, theta.sin_(), out=y)
     return out.view(len(streams), blocks * size)[:, begin:begin + count]
 
 
-def _tiles(streams: Sequence[tuple[Key, int]], start: int, count: int, tile: int, device: torch.device) -> Tensor:
+def _tiles(streams: Sequence[Stream], start: int, count: int, tile: int, device: torch.device) -> Tensor:
     """The same on a GPU, from tiles of the device's own generator. Nothing waits for the device."""
     out = torch.empty(len(streams), count, dtype=torch.float32, device=device)
     generator = torch.Generator(device)
@@ -239,6 +249,17 @@ class Normals:
             self._held.pop(next(iter(self._held)), None)
         return held[1][row].clone()
 
+    def sequence(self, labels: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[Tensor]:
+        """``draw`` for many (stream, label) in turn, and none is drawn beyond a stream's last. The tensors are to be read only."""
+        ends: dict[tuple[int, ...], int] = dict(sorted(labels))
+        ahead: dict[tuple[tuple[int, ...], int], Tensor] = {}
+        for name in labels:
+            if name not in ahead:
+                stream, label = name
+                last = min(label - label % self.labels + self.labels - 1, ends[stream])
+                ahead.update(zip([(stream, k) for k in range(label, last + 1)], self._draw(stream, label, last + 1 - label).unbind()))
+            yield ahead.pop(name)
+
     def single(self, stream: tuple[int, ...]) -> Tensor:
         """``draw(stream, 0)`` of a stream that has one label alone: nothing is drawn ahead or kept."""
         return self._draw(stream, 0, 1)[0]
@@ -255,7 +276,7 @@ class Normals:
             z = z.unflatten(1, (labels, self.size)).transpose(0, 1)
         return z.to(device=self.device, dtype=self.dtype).contiguous().view(labels, *self.shape)
 
-    def _stream(self, streams: Sequence[tuple[Key, int]], start: int, count: int, tile: int) -> Tensor:
+    def _stream(self, streams: Sequence[Stream], start: int, count: int, tile: int) -> Tensor:
         return _rows(streams, start, count) if self.where.type == "cpu" else _tiles(streams, start, count, tile, self.where)
 
     def pair(self, stream: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -296,7 +317,7 @@ class Normals:
                         total[which, part].addcmul_(r, theta, value=rho[f][k])
         return out.view(len(weights), len(self.seeds), blocks * BLOCK)[:, :, self.first - BLOCK * block:][:, :, :self.count]
 
-    def _pairs(self, stream: tuple[int, ...]) -> list[tuple[Key, int]]:
+    def _pairs(self, stream: tuple[int, ...]) -> list[Stream]:
         return [((0 if self.shared else 1, s, 0, *stream), 0) for s in self.seeds]
 
     def _span(self) -> tuple[int, int]:
@@ -328,6 +349,24 @@ class WhiteNoise(Noise):
 
     def initial(self) -> Tensor:
         return self.normals.single((-2, *self.path))         # no use is negative: no key is shared with ``normal``
+
+    def sequence(self, labels: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[Tensor]:
+        """The draws of those labels (see ``names``), to be read only."""
+        return self.normals.sequence([((use, *self.path, *path), step) for (use, *path), step in labels] if self.path else labels)
+
+
+class _Names:
+    """In the place of ``Normals``: what is drawn is the name of the draw."""
+
+    shape, dtype, device = (), torch.float32, torch.device("cpu")
+
+    def draw(self, stream: tuple[int, ...], label: int) -> tuple[tuple[int, ...], int]:
+        return stream, label
+
+
+def names() -> WhiteNoise:
+    """White noise that answers with a (stream, label) in the place of a draw."""
+    return object.__new__(WhiteNoise)._bind(_Names(), (), 0)                                                 # type: ignore[arg-type]
 
 
 class GeneratorNoise(Noise):

@@ -112,9 +112,14 @@ class Choice(NamedTuple):
     options: Mapping[str, Any]
 
 
+def chooses(name: Any) -> bool:
+    """Whether it is a name that stands for the method that suits a run."""
+    return isinstance(name, str) and name in _CHOICES
+
+
 def spelled(name: str | Method, **given: Any) -> Method | Choice:
     """``method``, or a name that chooses one for a run. Raises as ``method`` does."""
-    if not isinstance(name, str) or name not in _CHOICES:
+    if not isinstance(name, str) or not chooses(name):
         return method(name, **given)
     known = [k for k in inspect.signature(_CHOICES[name]).parameters if k != "run"]
     for option in given:
@@ -173,7 +178,7 @@ def method(name: str | Method, **given: Any) -> Method:
 
 
 def _recipe(name: Any) -> Callable[..., Method]:
-    if isinstance(name, str) and name in _CHOICES:
+    if chooses(name):
         raise ValueError(f"method={name!r}: it is chosen for a run, by its process and budget; give the name to sdediff.sample(...), or "
                          f"take one of {', '.join(list(_RECIPES)[:3])}, ...")
     return _RECIPES[choice("method", name, _RECIPES)]

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import chunks, contracts, execution, random
+from . import chunks, compilation, contracts, execution, random
 from .equation import ReverseSDE
 from .execution import Watched
 from .grids import DDPM, checked
 from .grids import grid as as_grid
 from .random import BrownianPath, Noise, quadratic_variation
 from .ranks import Ranks
-from .recipes import Choice, Method, Run, chosen
+from .recipes import Choice, Method, Run, chooses, chosen
+from .recipes import method as as_method
 from .score import NetworkError, NetworkScore, Prediction, Score, autocast_dtype
 from .sde import SDE, NoiseLevel, transition
 from .solvers import Solver, State
@@ -69,13 +70,13 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
                 compile: bool = False, autocast: torch.dtype | None = None, **options: Any) -> SampleInfo:
     """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory. ``first``: the index of the first sample, from
     which an integer ``seed`` counts: samples a..b of a batch are a batch of their own with ``first=a``."""
-    recipe, eq, watched = prepared(sde, score, method, conditions, options, autocast, steps, nfe, t_start, t_end)
-    times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)
+    recipe, times, levels = _course(sde, score, method, options, steps, nfe, grid, t_start, t_end)
+    recipe, eq, watched = prepared(sde, score, recipe, conditions, {}, autocast)
     if device is not None:
         device = contracts.device("device", device)
     if dtype is not None:
         contracts.dtype("dtype", dtype)
-    levels, few = _levels(sde, tuple(times)), len(times) - 1 <= recipe.solver.remembers
+    few = len(times) - 1 <= recipe.solver.remembers
     if (shape is None) == (x_init is None):
         raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
                          "from the prior, x_init= starts from a state at the first time of the grid.")
@@ -113,7 +114,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
                f"t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), {watched.calls} "
                f"network calls{watched.evaluations}, {inner} state" + (f" returned as {dtype}" if inner != dtype else "")
                + ("; too few steps for the method's full order" if few else "") + f"; {path}" + (f"; {recipe.why}" if recipe.why else ""))
-    return SampleInfo(x, watched.calls, tuple(times), torch.stack(trajectory) if record else None, explain, used, warmup)
+    return SampleInfo(x, watched.calls, times, torch.stack(trajectory) if record else None, explain, used, warmup)
 
 
 def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: Sequence[NoiseLevel], source: Noise | None, table: bool,
@@ -133,7 +134,7 @@ def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: 
         if compile:
             if plan.program is None:
                 raise ValueError(f"compile=True: {type(solver).__name__} takes readable steps ({plan.reason}); leave compile out.")
-            return execution.compiled(plan.program, x, watched, source, watching)
+            return compilation.compiled(plan.program, x, watched, source, watching)
         if plan.program is not None:
             return execution.run(plan.program, x, watched, source, watching, plan.first)
         if plan.first is not None:
@@ -235,7 +236,7 @@ def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = No
         raise TypeError(f"{name}={type(value).__name__}: it gives noise to a whole batch, and chunks need noise that belongs to a sample; "
                         "expected an integer seed (seed=0) or one for each sample, and noise='white', 'brownian' or 'clock'.")
     recipe, eq, _ = prepared(sde, score, method, conditions, options, autocast, steps, nfe, t_start, t_end)
-    times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)
+    times = times_of(recipe, sde, steps, nfe, grid, t_start, t_end)
     if (shape is None) == (x_init is None):
         raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
                          "from the prior, x_init= starts from a state at the first time of the grid.")
@@ -287,13 +288,13 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: encoding follows the probability-flow ODE; expected a deterministic method such as "
                          "'heun', 'dpm++2m' or 'ddim' with eta=0.")
-    times = times_of(recipe, eq, steps, nfe, grid, t_start, t_end)[::-1]
+    times = times_of(recipe, sde, steps, nfe, grid, t_start, t_end)[::-1]
     contracts.state("x", x)
     check_conditions(conditions, len(x))
     watched.batch = len(x)
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     with _bar(progress, f"encode {recipe.name}", len(times)) as bar:
-        end, *_ = _solve(recipe.solver, eq, watched, x.to(inner), _levels(sde, tuple(times)), None, table, False, bar)
+        end, *_ = _solve(recipe.solver, eq, watched, x.to(inner), sde.levels(times), None, table, False, bar)
     return end.to(x.dtype)
 
 
@@ -403,12 +404,12 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
     return recipe, eq, watched
 
 
-def times_of(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None, grid: Any, t_start: float | None,
+def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid: Any, t_start: float | None,
              t_end: float | None) -> list[float]:
     """The grid of a run, from whichever of steps, nfe and a list of times was given."""
     if grid is not None and not isinstance(grid, (str, type)) and not callable(grid):
         try:
-            listed = checked(eq.sde, list(grid))
+            listed = checked(sde, list(grid))
         except TypeError:
             raise TypeError(f"grid={grid!r}: expected a name, an instance of sdediff.grids, or a decreasing list of times.") from None
         if nfe is not None or t_start is not None or t_end is not None:
@@ -418,40 +419,52 @@ def times_of(recipe: Method, eq: ReverseSDE, steps: int | None, nfe: int | None,
         return listed
     if (steps is None) == (nfe is None):
         raise ValueError(f"steps={steps!r}, nfe={nfe!r}: give exactly one; steps= counts grid intervals, nfe= network calls.")
-    build = as_grid(grid) if grid is not None else recipe.default_grid(eq.sde)
+    build = as_grid(grid) if grid is not None else recipe.default_grid(sde)
     if steps is not None:
-        kept = execution.is_value(build) and all(map(execution.is_value, (steps, t_start, t_end)))
-        return list(_knots(build, eq.sde, isinstance(steps, bool), steps, t_start, t_end)) if kept else build(eq.sde, steps, t_start, t_end)
+        return build(sde, steps, t_start, t_end)
     budget = contracts.integer("nfe", nfe, 1)
-    calls = lambda n: count_calls(recipe, eq.sde, build(eq.sde, n, t_start, t_end))
+    calls = lambda n: count_calls(recipe, sde, build(sde, n, t_start, t_end))
     if recipe.solver.adaptive:
         raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= and its tolerance.")
     if (own := getattr(build, "steps", None)) is not None:
-        times = build(eq.sde, own, t_start, t_end)
+        times = build(sde, own, t_start, t_end)
         if calls(own) != budget:
             raise ValueError(f"nfe={nfe}: {recipe.name} was tuned for {calls(own)} network calls; expected nfe={calls(own)}.")
         return times
     low, high, n, used = 1, budget, 1, calls(1)
     if used > budget:
         raise ValueError(f"nfe={nfe}: one step of {recipe.name} takes {used} network calls; expected nfe >= {used}.")
-    if isinstance(build, DDPM) and eq.sde.knots:           # no more steps than the span has knots
-        start, end = eq.sde.t_max if t_start is None else t_start, eq.sde.t_min if t_end is None else t_end
+    if isinstance(build, DDPM) and sde.knots:           # no more steps than the span has knots
+        start, end = sde.t_max if t_start is None else t_start, sde.t_min if t_end is None else t_end
         high = max(1, min(high, math.floor(start) - math.floor(end)))
     while low < high:                            # the most steps that fit: calls grow with steps, and about in proportion
         n = min(high, max(low + 1, budget * n // max(1, used)))
         used = calls(n)
         low, high = (n, high) if used <= budget else (low, n - 1)
-    return build(eq.sde, low, t_start, t_end)
+    return build(sde, low, t_start, t_end)
 
 
-@functools.lru_cache(maxsize=64)
-def _knots(build: Any, sde: SDE, flag: bool, *span: Any) -> tuple[float, ...]:
-    return tuple(build(sde, *span))
+_Course = tuple[Method, tuple[float, ...], tuple[NoiseLevel, ...]]
+_PLAIN = {int, float, str, bool, type(None)}
 
 
-@functools.lru_cache(maxsize=64)
-def _levels(sde: SDE, times: tuple[float, ...]) -> tuple[NoiseLevel, ...]:
-    return tuple(sde.levels(times))
+def _course(sde: SDE, score: Score, method: str | Method, options: Mapping[str, Any], *span: Any) -> _Course:
+    """The method, the times and the levels of a run. ``span``: steps, nfe, grid, t_start, t_end. Kept where plain values say all about it,
+    since looking it up costs a tenth."""
+    if chooses(method):
+        steps, nfe, _, t_start, t_end = span
+        method, options = chosen(method, Run(sde, score, steps, nfe, t_start, t_end), **options), {}
+    plain = type(method) is str and execution.is_value(sde) and _PLAIN.issuperset(map(type, (*span, *options.values())))
+    return (_coursed if plain else _coursed.__wrapped__)(sde, method, *span, **options)
+
+
+@functools.lru_cache(maxsize=64, typed=True)            # typed: steps=True is not steps=1
+def _coursed(sde: SDE, method: str | Method, /, *span: Any, **options: Any) -> _Course:
+    if not isinstance(sde, SDE):
+        raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
+    recipe = as_method(method, **options)
+    times = tuple(times_of(recipe, sde, *span))
+    return recipe, times, tuple(sde.levels(times))
 
 
 def count_calls(recipe: Method, sde: SDE, times: Sequence[float]) -> int:

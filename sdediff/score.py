@@ -185,6 +185,8 @@ class NetworkScore:
     def conditions_of(self, rows: int) -> dict[str, Any]:
         """The conditions of ``rows`` states. Conditions of B samples are repeated for n B states, n of every sample in blocks of B: row r
         belongs to sample r % B. Any other mismatch is the network's to refuse."""
+        if not self.conditions:
+            return {}
         several = lambda v: isinstance(v, Tensor) and v.ndim > 0 and 0 < len(v) < rows and rows % len(v) == 0
         return {k: v.repeat(rows // len(v), *[1] * (v.ndim - 1)) if several(v) else v for k, v in self.conditions.items()}
 
@@ -233,21 +235,28 @@ class NetworkScore:
             raise NetworkError(f"{where}: changed its input in place, which would corrupt the trajectory; let it work on x.clone().")
         return out
 
-    def times(self, levels: Sequence[NoiseLevel], batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
-        """The time inputs (B,) of a run's calls, one after the other: one transfer to the device, and memory that does not grow with the
-        number of calls."""
+    def times(self, levels: Sequence[NoiseLevel], batch: int, dtype: torch.dtype, device: torch.device,
+              table: Tensor | None = None) -> Iterator[Tensor]:
+        """The time inputs (B,) of a run's calls, one after the other, each the network's own: one transfer to the device, and memory that
+        does not grow with the number of calls. ``table``: ``time_table`` of the levels, if it is known."""
+        table = self.time_table(levels, dtype, device) if table is None else table
+        if table is None:
+            yield from (self._time(level, batch, dtype, device) for level in levels)
+            return
+        block = max(1, 16384 // max(1, batch))
+        for first in range(0, len(table), block):
+            yield from table[first:first + block, None].expand(-1, batch).clone(memory_format=torch.contiguous_format).unbind()
+
+    def time_table(self, levels: Sequence[NoiseLevel], dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """The numbers that the network is conditioned on, (calls,); None where they are of several kinds, or tensors."""
         read = _TIME_INPUTS[self.time_input] if isinstance(self.time_input, str) else self.time_input
         values = [read(level) for level in levels]
         if self.time_input == "index":
             values = [round(v) if abs(v - round(v)) < 1e-9 else v for v in values]
         whole = {isinstance(v, int) for v in values}
         if len(whole) != 1 or any(isinstance(v, Tensor) for v in values):
-            yield from (self._time(level, batch, dtype, device) for level in levels)
-            return
-        table = torch.tensor(values, dtype=torch.int64 if True in whole else dtype, device=device)[:, None]
-        block = max(1, 16384 // max(1, batch))
-        for first in range(0, len(values), block):
-            yield from table[first:first + block].expand(-1, batch).contiguous().unbind()
+            return None
+        return torch.tensor(values, dtype=torch.int64 if True in whole else dtype, device=device)
 
     def _time(self, level: NoiseLevel, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         read = _TIME_INPUTS[self.time_input] if isinstance(self.time_input, str) else self.time_input

@@ -330,14 +330,13 @@ def _standard(families: Sequence[Method], near: Sequence[Tuned], sde: SDE, score
               t_start: float | None, t_end: float | None) -> Iterator[tuple[Method, list[float], str]]:
     """Every family on every standard grid that fits the budget, and on the grids of neighbours."""
     for family in families:
-        eq = ReverseSDE(sde, score, family.eta)
         if callable(family.eta) or family.solver.adaptive or family.solver.looks_ahead:
             raise ValueError(f"method={family.name!r}: it is not linear on a grid, or its eta is a function; expected a fixed-step method "
                              "with a number for eta, such as 'eab-3', 'unipc-2', 'heun' or 'dpm++2m-sde'.")
         standard = KNOTS if getattr(score, "time_input", None) == "index" else dict.fromkeys([family.default_grid(sde), *GRIDS])
         for grid in standard:
             try:
-                times = times_of(family, eq, steps, nfe, grid, t_start, t_end)
+                times = times_of(family, sde, steps, nfe, grid, t_start, t_end)
             except ValueError as error:
                 if len(families) == 1:
                     raise ValueError(f"method={family.name!r}: {error}") from error

@@ -15,7 +15,7 @@ HEAVY = {"scipy", "torchsde", "matplotlib", "sklearn", "mlxtend", "PIL", "tqdm",
 
 # A module may import modules of lower floors; solvers may also import each other.
 FLOORS = [["contracts"], ["random", "ranks"], ["sde", "chunks"], ["grids", "score"], ["guidance", "targets", "equation"], ["solvers"],
-          ["recipes", "execution"], ["sampling", "tuned"], ["likelihood", "latent", "tuning", "analysis"], ["selection"]]
+          ["recipes", "execution"], ["compilation"], ["sampling", "tuned"], ["likelihood", "latent", "tuning", "analysis"], ["selection"]]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 # And these see no more than they need.
 NARROW = {"solvers": {"contracts", "random", "sde", "score", "equation", "solvers"}, "training": {"contracts", "random", "ranks", "sde", "score"}}

@@ -217,14 +217,26 @@ def test_independent_over_steps_uses_loops_samples_and_seeds(event):
 @given(st.lists(st.integers(-2**63, 2**63 - 1), min_size=1, max_size=5), st.integers(0, 2**100), st.integers(0, 300))
 def test_a_stream_is_entered_anywhere(key, start, skip):
     words = random._Engine().words
-    whole = words(tuple(key), start, skip + 5)
-    assert (words(tuple(key), start + skip, 5) == whole[skip:]).all()          # back
-    assert (random._Engine().words(tuple(key), start + skip, 5) == whole[skip:]).all()
-    assert (words((*key, 0), start, 5) != whole[:5]).all()
+    whole, other = words([(tuple(key), 0), ((*key, 0), 0)], start, skip + 5)
+    assert (other[:5] != whole[:5]).all()
+    assert (words([(tuple(key), 0)], start + skip, 5)[0] == whole[skip:]).all()          # back
+    assert (random._Engine().words([(tuple(key), 0)], start + skip, 5)[0] == whole[skip:]).all()
+
+
+def test_labels_drawn_for_a_run_are_those_drawn_alone_and_none_is_drawn_beyond_it(monkeypatch):
+    drawn = []
+    windows = random._windows
+    monkeypatch.setattr(random, "_windows", lambda streams, *span: drawn.extend(streams) or windows(streams, *span))
+    labels = [((use,), k) for k in range(50) for use in (0, 1)]
+    source = WhiteNoise(3, (2, 3)).at(5).within()
+    got = [z.clone() for z in source.sequence(labels)]
+    assert len(drawn) == 100
+    assert all(torch.equal(z, WhiteNoise(3, (2, 3)).at(5).within().at(k).normal(use)) for z, ((use,), k) in zip(got, labels))
+    assert torch.equal(source.at(51).normal(0), WhiteNoise(3, (2, 3)).at(5).within().at(51).normal(0))       # beyond what is kept
 
 
 def test_words_become_normals_by_box_and_muller():
-    words = random._Engine().words((3, 1), 0, 4 * random.BLOCK).astype("<u8").view("<i4").astype(float).reshape(4, 2, random.BLOCK)
+    words = random._Engine().words([((3, 1), 0)], 0, 4 * random.BLOCK)[0].astype("<u8").view("<i4").astype(float).reshape(4, 2, random.BLOCK)
     r, theta = np.sqrt(-2 * np.log(np.abs(words[:, 0]) / 2**31)), np.pi * words[:, 1] / 2**31
     z = random._rows([((3, 1), 0)], 0, 8 * random.BLOCK).view(4, 2, random.BLOCK)
     assert np.allclose(z[:, 0], r * np.cos(theta), rtol=0, atol=5e-6)

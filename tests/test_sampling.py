@@ -440,3 +440,12 @@ def test_the_same_code_runs_on_cuda():
     calls = iter(range(9))
     with pytest.raises(sdediff.NetworkError, match="call 2"):
         sample(SDE, from_network(lambda x, c: x * (NAN if next(calls) == 1 else 0.1)), shape=(2, 2), method="ddim", steps=4, seed=0, device="cuda")
+
+
+@pytest.mark.parametrize("good, bad", [({"steps": 1}, {"steps": True}), ({"steps": 2}, {"steps": 2.0}), ({"nfe": 1}, {"nfe": True}),
+                                       ({"steps": 2, "eta": 1}, {"steps": 2, "eta": True}), ({"steps": 2, "t_end": 0.0}, {"steps": 2, "t_end": False})])
+def test_a_call_that_is_known_does_not_stand_for_one_of_equal_numbers(good, bad):
+    run = lambda given: sample(VPSDE(), from_network(lambda x, c: 0.1 * x), shape=(2, 2), method="ddim", seed=0, **given)
+    assert torch.equal(run(good), run(good))
+    with pytest.raises(TypeError, match="expected"):
+        run(bad)

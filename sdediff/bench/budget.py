@@ -342,7 +342,7 @@ def measure(model: str | Path | tuple[SDE, Score], target: Target | None = None,
         raise ValueError(f"method={recipe.name!r} chooses its own steps on a random path: there is no finer grid to hold it against; "
                          "expected a stochastic method on a grid, or a deterministic one.")
     eq = ReverseSDE(sde, score, recipe.eta)
-    times = sampling.times_of(recipe, eq, spent.get("steps"), spent.get("nfe"), spent.get("grid"), None, None)
+    times = sampling.times_of(recipe, eq.sde, spent.get("steps"), spent.get("nfe"), spent.get("grid"), None, None)
     finer = [t + (s - t) * j / FINER for t, s in zip(times, times[1:]) for j in range(FINER)] + times[-1:] if stochastic else []
     count = min(reference_steps, sde.knots or reference_steps)
 

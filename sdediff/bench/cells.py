@@ -428,7 +428,7 @@ def _times(source: str, text: str, grid: Grid, sde: SDE, nfe: int) -> tuple[floa
     noisy, clean = span(sde)
     if method.solver.adaptive:
         return tuple(grid(sde, nfe, noisy, clean))
-    return tuple(sampling.times_of(method, ReverseSDE(sde, lambda x, level: None, method.eta), None, nfe, grid, noisy, clean))     # type: ignore[arg-type]
+    return tuple(sampling.times_of(method, sde, None, nfe, grid, noisy, clean))
 
 
 class Result(NamedTuple):

@@ -1,6 +1,6 @@
 """What a step costs beyond the network: microseconds per step over bare forwards, and the ratio to them.
 
-    python benchmarks/overhead.py [--steps 50] [--rounds 15] [--only ddim,heun] [--json FILE]
+    python benchmarks/overhead.py [--steps 50] [--rounds 15] [--only ddim,heun] [--out FILE.csv]
 
 One thread, and processor time, in which waiting for other processes does not count. Every round times each contender once, in turn, so
 that a slow moment of the machine meets all of them; a contender's number is the median over the rounds of its difference to the bare
@@ -11,7 +11,7 @@ Peers are those that are installed; each runs its own loop on its own grid of as
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import statistics
 import sys
 import time
@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -230,6 +231,15 @@ def measure(name: str, net: nn.Module, shape: tuple[int, ...], steps: int, round
             "above minimal": statistics.median(a - b for a, b in zip(took["sdediff"], took["minimal loop"])) / steps * 1e6}
 
 
+COLUMNS = ("method", "shape", "steps", "bare_us_a_call", "contender", "us_a_step_over_bare", "ratio_to_bare")
+
+
+def listed(rows: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+    """A line for each contender of each cell."""
+    return [(row["method"], "x".join(map(str, row["shape"])), row["steps"], f"{row['bare us a call']:.1f}", key, f"{over:.1f}",
+             f"{row['ratio'][key]:.3f}") for row in rows for key, over in row["over"].items()]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=50)
@@ -238,7 +248,7 @@ def main() -> None:
     parser.add_argument("--networks", default="mlp1,mlp256,unet", help="of mlp1, mlp256, unet")
     parser.add_argument("--no-compile", action="store_true", help="leave compile=True out (it takes some seconds a method)")
     parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--json", type=Path, help="write the numbers there")
+    parser.add_argument("--out", type=Path, help="write the numbers there, as CSV")
     a = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -256,8 +266,9 @@ def main() -> None:
             for contender, over in row["over"].items():              # type: ignore[attr-defined]
                 print(f"    {contender:22s} {row['ratio'][contender]:6.3f} x   {over:+9.1f} us a step over bare forwards")     # type: ignore[index]
             sys.stdout.flush()
-    if a.json:
-        a.json.write_text(json.dumps(rows, indent=1))
+    if a.out:
+        with a.out.open("w", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *listed(rows)])
 
 
 if __name__ == "__main__":

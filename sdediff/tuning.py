@@ -48,7 +48,7 @@ from .recipes import method as as_method
 from .sampling import iterate, prepared, times_of
 from .score import NetworkScore, Prediction, Score
 from .sde import SDE, NoiseLevel
-from .solvers import Exploded, Multistep, NonStationary, PredictorCorrector, SciPy, Start
+from .solvers import Exploded, Multistep, NonStationary, SciPy, Start
 from .solvers.nonstationary import BOUND, correction
 from .solvers.tracing import Call, Draw, draw, tape
 from .tuned import Gain, Knots, Tuned
@@ -186,7 +186,7 @@ class Run:
     @property
     def extensible(self) -> bool:
         """Whether steps can have coefficients of their own."""
-        return not self.noisy and isinstance(self.solver, Multistep) and not isinstance(self.solver, PredictorCorrector)
+        return not self.noisy and isinstance(self.solver, Multistep) and not self.solver.corrects
 
     def extended(self) -> Run:
         """The same run, with a and b of eq. 10 behind its theta."""

@@ -32,17 +32,17 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sdediff
-from benchmarks.angular import FEW, MANY, SOME, Angular, Bump, untuned
 from benchmarks.peers import Method as PeerMethod
 from benchmarks.peers import Peer, peers
 from sdediff import random, targets
 from sdediff.equation import ReverseSDE
-from sdediff.grids import Grid, Karras, LogSNR, Quadratic, Uniform
+from sdediff.grids import Grid, Karras, LogSNR, Quadratic, Sech, Uniform
 from sdediff.recipes import Method
 from sdediff.sampling import count_calls, iterate
 from sdediff.score import Prediction, Score
 from sdediff.sde import SDE, NoiseLevel
-from sdediff.solvers import Exponential, PredictorCorrector
+from sdediff.selection import FEW, MANY, SOME, untuned
+from sdediff.solvers import Angular, Exponential, PredictorCorrector
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
 SETS = {"train": 1, "validation": 2, "test": 3}             # the seeds of their draws
@@ -303,20 +303,20 @@ def our_contestants(process: str) -> Iterator[Contestant]:
             yield Contestant("sdediff", name, options, grid_name, functools.partial(run_ours, method, grid))
 
 
-def _bump_name(grid: Bump) -> str:
-    return f"bump({grid.centre:g},{grid.noisy:g},{grid.clean:g},{grid.floor:g})"
+def _sech_name(grid: Sech) -> str:
+    return f"sech({grid.centre:g},{grid.noisy:g},{grid.clean:g},{grid.floor:g})"
 
 
 def candidates(process: str) -> Iterator[Contestant]:
     """What might become ours: the rule for a budget, the angular methods on every grid, and every other method on the dense grid."""
     yield Contestant("sdediff", "auto", "", "own", lambda ground, x, calls: run_ours(untuned(calls), untuned(calls).grid, ground, x, calls))
-    bumps = {_bump_name(grid): grid for grid in (FEW, SOME, MANY)}
+    sechs = {_sech_name(grid): grid for grid in (FEW, SOME, MANY)}
     for nodes, corrector in ((3, 0), (4, 0), (3, 4), (4, 5)):
         method = Method("angular", Angular(nodes, corrector))
-        for name, grid in (_common_grids(process) | bumps).items():
+        for name, grid in (_common_grids(process) | sechs).items():
             yield Contestant("sdediff", "angular", f"nodes={nodes} corrector={corrector}", name, functools.partial(run_ours, method, grid))
     for kind, options, method in our_methods():
-        yield Contestant("sdediff", kind, options, _bump_name(MANY), functools.partial(run_ours, method, MANY))
+        yield Contestant("sdediff", kind, options, _sech_name(MANY), functools.partial(run_ours, method, MANY))
 
 
 def run_ours(method: Method, grid: Grid, ground: Ground, x: Tensor, calls: int) -> tuple[Tensor, int]:

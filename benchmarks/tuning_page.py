@@ -44,7 +44,7 @@ and path errors in a few milliseconds, without a sample):
 
 **A derivative for any method.** The run is a composition of network calls and combinations. Its derivative in c and t is that of automatic
 differentiation (each call recomputed on the way back, so that memory holds states alone), and dc/d theta, dt/d theta are differences of the
-float64 table. So the grid of any linear method can be tuned, and no solver was rewritten for it (`sdediff.tuning`, eq. 11).
+float64 table. So the grid of any linear method can be tuned, and no solver was rewritten for it (`sdediff.tuning`, eq. 13).
 
 ## Between x0 and eps: the angle
 

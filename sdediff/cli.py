@@ -184,7 +184,7 @@ def _sample_parser() -> ArgumentParser:
     parser.add_argument("--method", type=str, default="dpm++2m", help="NAME or NAME:KEY=VALUE,..., see `sdediff methods`")
     parser.add_argument("--steps", type=int | None, default=None, help="grid intervals (default: the method's)")
     parser.add_argument("--nfe", type=int | None, default=None, help="a budget of network calls, in place of steps")
-    parser.add_argument("--grid", type=str | None, default=None, help="uniform, quadratic, logsnr, karras or ddpm (default: the method's)")
+    parser.add_argument("--grid", type=str | None, default=None, help="uniform, quadratic, logsnr, karras, sech, ddpm (default: its own)")
     parser.add_argument("-n", "--n", type=int, default=4000, help="how many samples (after torchrun -n, as it takes --n for its own)")
     parser.add_argument("--seed", type=int, default=1, help="of the samples; compare uses the seed of the run, 0 by default")
     parser.add_argument("--chunk", type=int | None, default=None, help="samples drawn at a time, whatever n (default: by their size)")
@@ -259,7 +259,7 @@ def _bench_parser(argv: Sequence[str]) -> ArgumentParser:
     lists: dict[str, tuple[type, str]] = {
         "methods": (str, "NAME or NAME:KEY=VALUE,..., see `sdediff methods`"),
         "solvers": (str, "plug-ins, MODULE:NAME of a Solver class, an instance, a Method, or a function that returns one"),
-        "grids": (str, "own (the method's own on the process), uniform, quadratic, logsnr or karras"),
+        "grids": (str, "own (the method's own on the process), uniform, quadratic, logsnr, karras or sech"),
         "nfe": (int, "budgets in network calls; a method takes the most steps that fit"),
         "tolerances": (float, "rtol = atol of the methods that choose their steps"),
         "processes": (str, "of the exact scores: VPSDE, SubVPSDE, CosineVPSDE, VESDE, EDMSDE, RectifiedFlow"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from .contracts import choice, integer, real
-from .grids import DDPM, Grid, Karras, LogSNR, Quadratic, grid
+from .grids import DDPM, Grid, Karras, LogSNR, Quadratic, Sech, grid
 from .sde import SDE, NoiseLevel
 from .solvers import (
     BOGACKI_SHAMPINE,
@@ -28,6 +28,7 @@ from .solvers import (
     AdamsBashforth,
     AdaptiveRungeKutta,
     Ancestral,
+    Angular,
     Chain,
     Churn,
     EulerMaruyama,
@@ -261,6 +262,15 @@ def _ipndm(name: str) -> Method:
 def _eab(name: str, form: str = "eps", eta: Eta = 0.0, start: bool = True) -> Method:
     """Exponential Adams-Bashforth, eps (or form='x0') interpolated in log-SNR, for any eta (Hochbruck & Ostermann 2010)."""
     return _multistep(name, Exponential(int(name[-1]), form), start, eta=eta)
+
+
+@_register("angular-2", "angular-3", "angular-4")
+def _angular(name: str, corrector: bool = True, scale: float = 1.0, start: bool = True) -> Method:
+    """Multistep in the angle of signal and noise, exact for N(0, scale^2 I), corrected without a call (Karras et al. 2022, Table 1)."""
+    if not isinstance(corrector, bool):
+        raise TypeError(f"corrector={corrector!r}: expected True (one order more, no extra network calls) or False.")
+    nodes = int(name[-1])
+    return _multistep(name, Angular(nodes, (nodes + 1) * corrector, scale), start, Sech().at_scale(scale))
 
 
 @_register("rosenbrock-1", "rosenbrock-2", "rosenbrock-3")

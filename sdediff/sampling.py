@@ -169,7 +169,7 @@ def sample(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init
     shape | x_init : (B, *D), drawn from the prior at the grid's first time; or a state to start from. Give one.
     method : a name of ``methods()`` or a ``Method``; its options go by name (``method="ddim", eta=0.5``).
     steps | nfe : grid intervals, or a budget of network calls (the most steps that fit). Give one, unless ``grid`` lists times.
-    grid : "uniform", "quadratic", "logsnr", "karras", "ddpm", an instance of ``grids``, or a decreasing list of times.
+    grid : "uniform", "quadratic", "logsnr", "karras", "sech", "ddpm", an instance of ``grids``, or a decreasing list of times.
     t_start, t_end : the span; by default from the process's t_max to its t_min.
     seed : an int, B ints (one per sample), a torch.Generator, or None (a fresh seed from torch's default generator).
     noise : "white"; "brownian" (one path in t per sample, shared by all grids and black-box methods); "clock" (one path in the

@@ -3,7 +3,7 @@ r"""Methods tuned to a model: the best answer for a given number of network call
 A fixed-step method is a table of coefficients c and of levels at which the network is called; both are functions of the grid, read off the
 readable step (``solvers.tracing``). A run is then a composition of network calls and combinations, differentiable in c and in the levels,
 
-    x_N(theta) = F(c(theta), t(theta)),        d x_N/d theta = F_c dc/d theta + F_t dt/d theta,                                  (11)
+    x_N(theta) = F(c(theta), t(theta)),        d x_N/d theta = F_c dc/d theta + F_t dt/d theta,                                  (13)
 
 where F_c and F_t come from automatic differentiation through the run (each network call is recomputed on the way back, so that memory holds
 the states and no activations), and dc/d theta, dt/d theta from differences of the float64 table, for any linear method alike. theta holds
@@ -17,7 +17,7 @@ the states and no activations), and dc/d theta, dt/d theta from differences of t
 path error. For equations with noise, the law of the output: the squared sliced Wasserstein-2 distance to reference samples y, with common
 noise,
 
-    log mean over directions r of mean_i (sort(r.x_N)_i - sort(r.y)_i)^2.                                                        (12)
+    log mean over directions r of mean_i (sort(r.x_N)_i - sort(r.y)_i)^2.                                                        (14)
 
 *How.* The problem is not convex: standard methods and grids are ranked, the best few are starts, L-BFGS-B descends from each on one set of
 trajectories, a second set stops it and chooses, and a third, which nothing was fitted to, tells the gain; if the best standard method of
@@ -48,7 +48,7 @@ from .recipes import method as as_method
 from .sampling import iterate, prepared, times_of
 from .score import NetworkScore, Prediction, Score
 from .sde import SDE, NoiseLevel
-from .solvers import Exploded, Exponential, Multistep, NonStationary, PredictorCorrector, SciPy, Start
+from .solvers import Exploded, Exponential, Multistep, NonStationary, SciPy, Start
 from .solvers.nonstationary import BOUND, correction
 from .solvers.tracing import Call, Draw, draw, tape
 from .tuned import Gain, Knots, Tuned
@@ -61,22 +61,23 @@ REACH = 5.0             # log increments move by less than this from those of th
 MEMORY = 10             # steps up to which a tuned step may look back at every evaluation,
 SHORT = 4               # and evaluations beyond the latest that it looks back at in longer runs
 LAW = 16                # times as many trajectories where laws are compared
-PROJECTIONS = 64        # directions of (12)
+PROJECTIONS = 64        # directions of (14)
 PATIENCE = 40           # iterations without improvement on the second set after which a descent ends
 DIFFERENCE = 1e-7       # of theta: some six digits of the derivative, which is all that a descent can use
 
 #: Methods that "auto" ranks on the flow, and on the SDE, each on every one of ``GRIDS``.
 FLOW: tuple[Method, ...] = tuple(as_method(name, **options) for name, options in (
     ("eab-2", {}), ("eab-3", {"start": False}), ("eab-4", {"start": False}), ("eab-2", {"form": "x0"}),
-    ("eab-3", {"form": "x0", "start": False}), ("unipc-2", {"start": False}), ("unipc-3", {"start": False}),
-    ("unipc-2", {"form": "eps", "start": False}), ("ab-3", {"start": False}), ("deis-3", {"start": False}), ("edm-heun", {}),
-    ("dpm-solver-3", {}), ("eab-4", {}), ("unipc-3", {})))
+    ("eab-3", {"form": "x0", "start": False}), ("unipc-2", {"start": False}), ("unipc-3", {"start": False}), ("dpm-solver-3", {}),
+    ("angular-2", {"corrector": False, "start": False}), ("angular-3", {"corrector": False, "start": False}),
+    ("angular-4", {"corrector": False, "start": False}), ("angular-3", {"start": False}), ("angular-4", {"start": False})))
 NOISY: tuple[Method, ...] = tuple(as_method(name, **options) for name, options in (
     ("ddpm", {}), ("dpm++2m-sde", {}), ("dpm++2m-sde", {"eta": 0.5}), ("sa-solver", {"start": False}),
     ("sa-solver", {"tau": 0.5, "start": False}), ("eab-2", {"eta": 0.5}), ("seeds-2", {}), ("dpm++sde", {})))
+GRIDS: tuple[Grid, ...] = (grids.LogSNR(), grids.Karras(), grids.Uniform(), grids.Quadratic(), grids.Sech(-0.25, 1.67, 2.37, 0.18),
+                           grids.Sech(0.45, 1.5, 2.75, 0.055), grids.Sech(0.62, 1.4, 1.6, 0.14))
 KNOTS: tuple[Grid, ...] = (grids.DDPM(), grids.DDPM("leading"), grids.DDPM("linspace"))
 NEIGHBOUR = "a neighbour's grid"
-GRIDS: tuple[Grid, ...] = (grids.LogSNR(), grids.Karras(), grids.Karras(3.0), grids.Uniform(), grids.Quadratic())
 
 
 def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = None, nfe: int | None = None, data: Tensor | None = None,
@@ -199,7 +200,7 @@ class Run:
     @property
     def extensible(self) -> bool:
         """Whether steps can have coefficients of their own."""
-        return not self.noisy and isinstance(self.solver, Multistep) and not isinstance(self.solver, PredictorCorrector)
+        return not self.noisy and isinstance(self.solver, Multistep) and not self.solver.corrects
 
     def extended(self) -> Run:
         """The same run, with a and b of eq. 10 behind its theta."""
@@ -378,7 +379,7 @@ class Trajectories:
         return run(theta, self.x, noise, self.score)
 
     def squares(self, ends: Tensor) -> Tensor:
-        """What is averaged: squared errors of the paths (n, d), or of the sorted projections (n, projections), eq. 12."""
+        """What is averaged: squared errors of the paths (n, d), or of the sorted projections (n, projections), eq. 14."""
         if self.directions is None:
             return (ends - self.y).square().flatten(1)
         project = lambda v: (v.flatten(1) @ self.directions.T).sort(0).values

@@ -9,14 +9,22 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import PROCESSES, processes
 
-from sdediff.grids import DDPM, GRIDS, Grid, Karras, LogSNR, Quadratic, Uniform, checked, grid
+from sdediff.grids import DDPM, GRIDS, Grid, Karras, LogSNR, Quadratic, Sech, Uniform, checked, grid
 from sdediff.sde import EDMSDE, VESDE, VPSDE, RectifiedFlow, process
 
 CONTINUOUS = {"uniform": Uniform(), "quadratic": Quadratic(), "cubic": Quadratic(power=3.0), "logsnr": LogSNR(), "karras": Karras(),
-              "karras-3": Karras(rho=3.0)}
+              "karras-3": Karras(rho=3.0), "sech": Sech(), "sech-angle": Sech(0.0, 1.0, 1.0, 1e-12)}
 # the function of the level in which each grid's steps are equal
 VARIABLE = {"uniform": lambda m: m.t, "quadratic": lambda m: math.sqrt(m.t), "cubic": lambda m: m.t**(1 / 3), "logsnr": lambda m: m.lam,
-            "karras": lambda m: (m.sigma / m.alpha)**(1 / 7), "karras-3": lambda m: (m.sigma / m.alpha)**(1 / 3)}
+            "karras": lambda m: (m.sigma / m.alpha)**(1 / 7), "karras-3": lambda m: (m.sigma / m.alpha)**(1 / 3), "sech": lambda m: sech_mass(m.lam, Sech()),
+            "sech-angle": lambda m: math.atan2(m.sigma, m.alpha)}
+
+
+def sech_mass(lam, g):
+    """The density's integral, by quadrature."""
+    from scipy.integrate import quad
+    density = lambda v: g.floor + 1 / math.cosh((v - g.centre) / (g.noisy if v < g.centre else g.clean))
+    return quad(density, g.centre, lam, epsabs=0, epsrel=1e-12)[0]
 
 
 @given(st.sampled_from(list(CONTINUOUS)), processes(), st.integers(1, 120), st.data())
@@ -25,7 +33,7 @@ def test_length_ends_and_order(name, sde, steps, data):
     end = data.draw(st.sampled_from([None, 0.0, 0.05 * sde.t_max]))
     first, last = (sde.t_max if start is None else start), (sde.t_min if end is None else end)
     assume(steps == 1 or first - last > 1.0 or sde.knots is None)
-    if sde.knots and name in ("logsnr", "karras", "karras-3"):
+    if sde.knots and name in ("logsnr", "karras", "karras-3", "sech", "sech-angle"):
         assume(steps == 1 or (first - (sde.at(first).alpha == 0)) > (1.0 if sde.at(last).sigma == 0 else last))
     times = CONTINUOUS[name](sde, steps, start, end)
     assert len(times) == steps + 1
@@ -44,6 +52,16 @@ def test_steps_are_equal_in_the_grids_own_variable(name, process_name, steps):
     assert np.allclose(np.diff(u), (u[-1] - u[0]) / steps, rtol=1e-8, atol=1e-11 * np.abs(u).max())
 
 
+@pytest.mark.parametrize("name", ["sech", "sech-angle"])
+def test_a_sech_grid_moves_with_the_scale_of_the_data(name):
+    """Data half as wide want every lambda greater by log 2."""
+    sde, g = VESDE(), CONTINUOUS[name]
+    one = [sde.at(t).lam for t in g(sde, 9, sde.time_of(torch.tensor([-2.0])).item(), sde.time_of(torch.tensor([3.0])).item())]
+    a, b = (float(sde.time_of(torch.tensor([lam + math.log(2)], dtype=torch.float64))) for lam in (one[0], one[-1]))
+    half = [sde.at(t).lam for t in g.at_scale(0.5)(sde, 9, a, b)]
+    assert np.allclose(half, np.array(one) + math.log(2), atol=1e-9)
+
+
 def test_karras_is_the_papers_formula():
     """sigma_i = (sigma_max^(1/rho) + i/(N - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, eq. 5."""
     sde, n, rho = EDMSDE(sigma_min=0.002, sigma_max=80.0), 18, 7.0
@@ -52,7 +70,7 @@ def test_karras_is_the_papers_formula():
     assert np.allclose(Karras()(sde, n, t_end=0.0), [*expected, 0.0], rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["logsnr", "karras"])
+@pytest.mark.parametrize("name", ["logsnr", "karras", "sech"])
 @pytest.mark.parametrize("process_name", ["vp", "cosine", "flow", "ve-from-point", "edm", "linear-vp"])
 def test_a_clean_end_is_reached_from_t_min(name, process_name):
     """sigma = 0 at the end: the last interval goes there from t_min, the others are the grid that ends at t_min."""
@@ -64,7 +82,7 @@ def test_a_clean_end_is_reached_from_t_min(name, process_name):
     assert times[-2] == sde.t_min > 0
 
 
-@pytest.mark.parametrize("name", ["logsnr", "karras"])
+@pytest.mark.parametrize("name", ["logsnr", "karras", "sech"])
 def test_alpha_zero_at_the_start(name):
     sde = RectifiedFlow()
     times = CONTINUOUS[name](sde, 12)
@@ -80,7 +98,7 @@ def test_alpha_zero_at_the_start(name):
     assert times[:2] == [6.0, 5.0] and times[-2:] == [1.0, 0.0]
 
 
-@pytest.mark.parametrize("name", ["logsnr", "karras"])
+@pytest.mark.parametrize("name", ["logsnr", "karras", "sech"])
 @pytest.mark.parametrize("sde", [VPSDE.from_betas([0.5]), VPSDE.from_betas([1.0]), VESDE.from_sigmas([2.0]), RectifiedFlow()])
 def test_one_step_is_the_span(name, sde):
     assert CONTINUOUS[name](sde, 1, t_end=0.0) == [sde.t_max, 0.0]
@@ -202,7 +220,8 @@ def test_bad_spans_are_refused(name, start, end):
 
 @pytest.mark.parametrize("make, error, match", [
     (lambda: Quadratic(power=0.0), ValueError, "power"), (lambda: Karras(rho=-1.0), ValueError, "rho"),
-    (lambda: Karras(rho="7"), TypeError, "rho"), (lambda: DDPM(spacing="trailin"), ValueError, "nearest: trailing"),
+    (lambda: Karras(rho="7"), TypeError, "rho"), (lambda: Sech(floor=0.0), ValueError, "floor=0.0"), (lambda: Sech(noisy=0.0), ValueError, "noisy"),
+    (lambda: Sech(clean=-1.0), ValueError, "clean=-1.0"), (lambda: Sech(centre=math.inf), ValueError, "centre"), (lambda: Sech(floor="1"), TypeError, "floor"), (lambda: DDPM(spacing="trailin"), ValueError, "nearest: trailing"),
     (lambda: grid("karas"), ValueError, "nearest: karras"), (lambda: grid(3), TypeError, "grid=3"),
     (lambda: grid(None), TypeError, "grid=None")])
 def test_bad_grids_are_refused_by_name(make, error, match):

@@ -51,7 +51,7 @@ class Study:
     Args:
         methods: NAME or NAME:KEY=VALUE,... of the catalogue.
         solvers: plug-ins, MODULE:NAME of a Solver class, an instance, a Method, or a function that returns one.
-        grids: "own" (the method's own on the process), uniform, quadratic, logsnr or karras.
+        grids: "own" (the method's own on the process), uniform, quadratic, logsnr, karras or sech.
         nfe: budgets in network calls; a method takes the most steps that fit.
         tolerances: rtol = atol of the methods that choose their steps. One that draws noise takes those from ``NOISY`` up (else the
             largest): its steps shrink like the tolerance itself, to thousands.

@@ -1,5 +1,6 @@
 """Solvers, one family a file. A solver moves a state between two noise levels of one equation (``base``)."""
 from .adaptive import BOGACKI_SHAMPINE, DORMAND_PRINCE, AdaptiveRungeKutta, EmbeddedPair, GottaGoFast, StepBudgetError
+from .angular import Angular
 from .base import Multistep, Solver, State
 from .chain import DDIM, analytic_variance
 from .exponential import Exponential, PredictorCorrector, SingleStep, dpm_solver, unipc
@@ -16,7 +17,7 @@ from .wrappers import Chain, Exploded, Start, started
 
 __all__ = [
     "BOGACKI_SHAMPINE", "DDIM", "DORMAND_PRINCE", "ERSDE", "EULER", "HEUN", "IPNDM", "KUTTA", "MIDPOINT", "RK4", "SRA1",
-    "AdamsBashforth", "AdaptiveRungeKutta", "Ancestral", "Chain", "Churn", "EmbeddedPair", "EulerMaruyama", "Exploded",
+    "AdamsBashforth", "AdaptiveRungeKutta", "Ancestral", "Angular", "Chain", "Churn", "EmbeddedPair", "EulerMaruyama", "Exploded",
     "Exponential", "Form", "GottaGoFast", "Interval", "Langevin", "Multistep", "NonStationary", "Picard", "PredictorCorrector",
     "Restart", "ReverseDiffusion", "Rosenbrock", "RungeKutta", "SciPy", "SingleStep", "Solver", "Start", "State", "StepBudgetError",
     "StochasticHeun", "Table", "TorchDiffEq", "TorchDiffEqFixed", "TorchSDE", "TorchSDEForm", "analytic_variance", "as_torchsde",

@@ -73,6 +73,7 @@ class Multistep(Solver):
 
     nodes: int
     form: str = "eps"
+    corrects: bool = False      # whether a step uses evaluations beyond those before it, at the state that it predicts
 
     @property
     def order(self) -> int:                                                                  # type: ignore[override]

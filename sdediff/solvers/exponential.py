@@ -230,6 +230,8 @@ class PredictorCorrector(Multistep):
     kernel: str = "exact"
     form: str = "x0"
 
+    corrects = True
+
     def __post_init__(self) -> None:
         integer("nodes", self.nodes, 1, 4)
         integer("corrector", self.corrector, 1, 5)

@@ -22,7 +22,6 @@ from ..random import Noise
 from ..score import Prediction
 from ..sde import NoiseLevel
 from .base import Multistep, Solver, State
-from .exponential import PredictorCorrector
 
 BOUND = 4.0             # of |a| and |b|: n of them amplify the rounding of an evaluation by no more than 8 n
 
@@ -52,8 +51,9 @@ class NonStationary(Solver):
     order = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, Multistep) or isinstance(self.inner, PredictorCorrector):
-            raise TypeError(f"inner={self.inner!r}: expected a multistep solver with one evaluation a step, such as Exponential(3, 'eps').")
+        if not isinstance(self.inner, Multistep) or self.inner.corrects:
+            raise TypeError(f"inner={self.inner!r}: expected a multistep solver with one evaluation a step and no corrector, such as "
+                            "Exponential(3, 'eps').")
         n = len(self.times) - 1
         for name, rows in (("a", self.a), ("b", self.b)):
             if len(rows) != n or any(len(row) > k for k, row in enumerate(rows)):

@@ -75,10 +75,22 @@ agree (`sdediff.solvers.NonStationary`, eq. 10):
 
 def main() -> None:
     PAGE.mkdir(parents=True, exist_ok=True)
-    rows, own = read(FILE), read(TUNED)
-    best, base = best_peers(rows), baselines(rows)
+    (PAGE / "README.md").write_text(page())
+    _errors(*_contest(read(FILE), read(TUNED))).savefig(PAGE / "errors.png")
+    _grids().savefig(PAGE / "grids.png")
+    print(PAGE / "README.md")
+
+
+def _contest(rows: Sequence[Row], own: Sequence[Row]) -> tuple[dict[Cell, Row], ...]:
+    """By cell: the baseline, the best peer, auto, the tuned method."""
     auto = {r[:3]: r for r in rows if r.source == "sdediff" and r.method == "auto"}
-    mine = {r[:3]: r for r in own}
+    return baselines(rows), best_peers(rows), auto, {r[:3]: r for r in own}
+
+
+def page() -> str:
+    """The page, every number of it from the results."""
+    rows = read(FILE)
+    base, best, auto, mine = _contest(rows, read(TUNED))
     text = [THEORY, "## What it is worth\n"]
     plane, high = ([t for t in TARGETS if (t in PLANE) == here] for here in (True, False))
     peers = len({r[3:7] for r in rows if r.source != "sdediff"})
@@ -92,11 +104,11 @@ or chosen on. *Best peer*: the least error, in hindsight, of {peers} (method, gr
     text += _ratios("Untuned auto over the baseline", auto, base)
     text += _ratios("Untuned auto over the best peer in hindsight", auto, best)
     above = sorted(((mine[c].rmse / best[c].rmse, c) for c in mine if c in best and mine[c].rmse > 1.1 * best[c].rmse), reverse=True)
-    text.append(f"Of {len(mine)} tuned cells, {len(above)} are above 1.1 times the best peer"
-                + (": " + ", ".join(f"{_name(c)} ({r:.2f})" for r, c in above) if above else "") + ".\n")
+    text.append(f"Tuned cells above 1.1 times the best peer: {len(above)} of {len(mine)}"
+                + ("; " + ", ".join(f"{_name(c)} ({r:.2f})" for r, c in above) if above else "") + ".\n")
     over = sorted(((auto[c].rmse / base[c].rmse, c) for c in auto if c in base and auto[c].rmse > 1.3 * base[c].rmse), reverse=True)
-    text.append(f"Of {len(auto)} cells of auto, {len(over)} are above 1.3 times the baseline"
-                + (": " + ", ".join(f"{_name(c)} ({r:.2f})" for r, c in over) if over else "") + ".\n")
+    text.append(f"Cells of auto above 1.3 times the baseline: {len(over)} of {len(auto)}"
+                + ("; " + ", ".join(f"{_name(c)} ({r:.2f})" for r, c in over) if over else "") + ".\n")
     text.append("![errors against calls](errors.png)\n\n![grids](grids.png)\n")
     text.append("## Every cell\n\nRMSE of the baseline, the best peer, auto, the tuned method.\n")
     for process in PROCESSES:
@@ -106,10 +118,7 @@ or chosen on. *Best peer*: the least error, in hindsight, of {peers} (method, gr
                         for target in TARGETS])
     for extra in (_stochastic, _predicted, _networks):
         text += extra()
-    (PAGE / "README.md").write_text("\n".join(text).rstrip() + "\n")
-    _errors(base, best, auto, mine).savefig(PAGE / "errors.png")
-    _grids().savefig(PAGE / "grids.png")
-    print(PAGE / "README.md")
+    return "\n".join(text).rstrip() + "\n"
 
 
 def _name(cell: Cell) -> str:

@@ -156,10 +156,11 @@ def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: 
     data = load(config["data"], seed=config.get("seed", 0)).train
     kept = dict(score.tuned)
     for nfe in sorted({integer("nfe", nfe, 1) for nfe in budgets}):
-        if nfe not in kept or overwrite:
-            near = [m for m in kept.values() if m.calls < nfe and m.grid is not None][-1:]
+        found = next((m for m in kept.values() if m.fits(nfe)), None)
+        if found is None or overwrite:
+            near = [m for m in kept.values() if m.calls < nfe][-1:]
             found = tuning.tune(method, checkpoint.sde, score, nfe=nfe, data=data, near=near, progress=progress, **settings)
-            kept[nfe] = found
+            kept[found.calls] = found
             tuned.write(run / runs.TUNED, kept)
-        yield kept[nfe]
+        yield found
     plots.tuned(checkpoint.sde, kept, "path errors on held-out starts").savefig(run / "tuned.png")

@@ -427,9 +427,9 @@ def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid:
     if recipe.solver.adaptive:
         raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= and its tolerance.")
     if (own := getattr(build, "steps", None)) is not None:
-        times = build(sde, own, t_start, t_end)
-        if calls(own) != budget:
-            raise ValueError(f"nfe={nfe}: {recipe.name} was tuned for {calls(own)} network calls; expected nfe={calls(own)}.")
+        times, used = build(sde, own, t_start, t_end), calls(own)
+        if not used <= budget < used * (own + 1) / own:         # one more step would not fit
+            raise ValueError(f"nfe={nfe}: {recipe.name} was tuned for {used} network calls; expected nfe={used}.")
         return times
     low, high, n, used = 1, budget, 1, calls(1)
     if used > budget:

@@ -36,7 +36,7 @@ def tuned(run: Run, methods: str | os.PathLike[str] | Mapping[int, Tuned] | None
     if run.nfe is None and run.steps is None:
         raise ValueError("method='tuned': a tuned method has a grid of its own; expected nfe= or steps=, without grid=.")
     for m in found.values():
-        if m.calls == run.nfe or (run.nfe is None and m.grid is not None and m.grid.steps == run.steps):
+        if (run.nfe is not None and m.fits(run.nfe)) or (run.nfe is None and m.grid is not None and m.grid.steps == run.steps):
             return m
     budgets = ", ".join(f"nfe={m.calls}" for m in found.values())
     raise ValueError(f"method='tuned', nfe={run.nfe!r}, steps={run.steps!r}: there are methods for {budgets}; expected one of them, "

@@ -77,6 +77,11 @@ class Tuned(Method):
     calls: int = 0
     gain: Gain | None = None
 
+    def fits(self, nfe: int) -> bool:
+        """Whether it is the method for a budget of that many calls: it takes no more, and one more step would."""
+        steps = self.grid.steps if self.grid is not None and self.grid.steps else 1
+        return self.calls <= nfe and nfe * steps < self.calls * (steps + 1)
+
 
 def write(path: str | os.PathLike[str], methods: Mapping[int, Tuned]) -> None:
     """Writes tuned methods, by the network calls they take, in place of what the file held; whole or not at all. TypeError for a method

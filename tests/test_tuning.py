@@ -338,6 +338,18 @@ def test_a_tuned_method_belongs_to_its_process_its_span_and_its_budget(five):
             sdediff.sample(VP, RING.score, shape=(3, 2), method=five, **wrong)
 
 
+def test_a_budget_that_a_method_cannot_spend_to_the_last_call(tmp_path):
+    m = tune("dpm-solver-2", VP, RING.score, nfe=7, data=DATA, trajectories=16, iterations=2, starts=1)
+    assert m.calls == 6 and m.fits(7) and m.fits(6) and not m.fits(8) and not m.fits(5)
+    tuned.write(tmp_path / "t.json", {m.calls: m})
+    for nfe in (6, 7):
+        info = sdediff.sample_info(VP, RING.score, shape=(3, 2), method="tuned", methods=tmp_path / "t.json", nfe=nfe, seed=0)
+        assert info.nfe == 6
+    for wrong in (5, 8):
+        with pytest.raises(ValueError, match="tuned for 6"):
+            sdediff.sample(VP, RING.score, shape=(3, 2), method=m, nfe=wrong)
+
+
 def test_files_that_are_none_are_refused_by_name(five, tmp_path):
     path = tmp_path / "t.json"
     tuned.write(path, {5: five})

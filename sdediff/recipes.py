@@ -61,18 +61,19 @@ Eta = float | Callable[[NoiseLevel], float]
 @dataclass(frozen=True)
 class Method:
     """``solver``, the ``eta`` of the equation it solves, and the ``grid`` it prefers (None: the process's own). ``why``: the reasons, of a
-    method that was chosen."""
+    method that was chosen. ``between``: whether the grid stands on a discrete chain too, between its knots."""
 
     name: str
     solver: Solver
     eta: Eta = 0.0
     grid: Grid | None = None
     why: str = ""
+    between: bool = False
 
     def default_grid(self, sde: SDE) -> Grid:
         """A grid that is the method's alone; else the knots of a discrete chain; else the grid it prefers; else the process's own
         (``SDE.spacing``)."""
-        if self.grid is not None and self.grid.steps is not None:
+        if self.grid is not None and (self.between or self.grid.steps is not None):
             return self.grid
         return DDPM() if sde.knots else self.grid or grid(sde.spacing)
 
@@ -84,7 +85,7 @@ class Method:
 
 class Run(NamedTuple):
     """What is known of a run when its method is chosen: the process, the score, and the budget, grid intervals or network calls (both
-    None where the grid lists its times); its span, None for the process's own."""
+    None where the grid lists its times); its span, None for the process's own; and the grid, None for the method's."""
 
     sde: SDE
     score: Any
@@ -92,6 +93,7 @@ class Run(NamedTuple):
     nfe: int | None = None
     t_start: float | None = None
     t_end: float | None = None
+    grid: Any = None
 
 
 _RECIPES: dict[str, Callable[..., Method]] = {}

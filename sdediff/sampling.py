@@ -63,7 +63,7 @@ class SampleInfo:
 
 
 def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,
-                method: str | Method = "dpm++2m", steps: int | None = None, nfe: int | None = None, grid: Any = None,
+                method: str | Method = "auto", steps: int | None = None, nfe: int | None = None, grid: Any = None,
                 t_start: float | None = None, t_end: float | None = None, seed: random.Seed = None, noise: str | Noise = "white",
                 conditions: Mapping[str, Any] | None = None, device: torch.device | str | None = None,
                 dtype: torch.dtype | None = None, progress: bool = False, record: bool = False, first: int = 0, table: bool = True,
@@ -155,7 +155,7 @@ def _bar(progress: bool, name: str, total: int) -> Any:
 
 
 def sample(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,
-           method: str | Method = "dpm++2m", steps: int | None = None, nfe: int | None = None, grid: Any = None,
+           method: str | Method = "auto", steps: int | None = None, nfe: int | None = None, grid: Any = None,
            t_start: float | None = None, t_end: float | None = None, seed: random.Seed = None, noise: str | Noise = "white",
            conditions: Mapping[str, Any] | None = None, device: torch.device | str | None = None,
            dtype: torch.dtype | None = None, progress: bool = False, chunk: int | None = None, out: str | os.PathLike[str] | None = None,
@@ -167,7 +167,8 @@ def sample(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init
     ----------
     sde, score : the forward process, and what is known of its score (``from_network``, ``from_score``, a target's ``.score``).
     shape | x_init : (B, *D), drawn from the prior at the grid's first time; or a state to start from. Give one.
-    method : a name of ``methods()`` or a ``Method``; its options go by name (``method="ddim", eta=0.5``).
+    method : a name of ``methods()`` or a ``Method``; its options go by name (``method="ddim", eta=0.5``). "auto" chooses one for the budget
+        and for what is known of the data: ``data=`` samples or their ``spectrum=``; ``stochastic=True`` for an SDE (``selection.auto``).
     steps | nfe : grid intervals, or a budget of network calls (the most steps that fit). Give one, unless ``grid`` lists times.
     grid : "uniform", "quadratic", "logsnr", "karras", "sech", "ddpm", an instance of ``grids``, or a decreasing list of times.
     t_start, t_end : the span; by default from the process's t_max to its t_min.
@@ -223,7 +224,7 @@ def sample_chunks(sde: SDE, score: Score, *, chunk: int | None = None, group: An
 
 
 def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = None, shape: Sequence[int] | None = None,
-            x_init: Tensor | None = None, method: str | Method = "dpm++2m", steps: int | None = None, nfe: int | None = None,
+            x_init: Tensor | None = None, method: str | Method = "auto", steps: int | None = None, nfe: int | None = None,
             grid: Any = None, t_start: float | None = None, t_end: float | None = None, seed: random.Seed = None,
             noise: str | Noise = "white", conditions: Mapping[str, Any] | None = None, device: torch.device | str | None = None,
             dtype: torch.dtype | None = None, table: bool = True, compile: bool = False, autocast: torch.dtype | None = None,
@@ -235,7 +236,7 @@ def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = No
         name, value = ("seed", seed) if isinstance(seed, torch.Generator) else ("noise", noise)
         raise TypeError(f"{name}={type(value).__name__}: it gives noise to a whole batch, and chunks need noise that belongs to a sample; "
                         "expected an integer seed (seed=0) or one for each sample, and noise='white', 'brownian' or 'clock'.")
-    recipe, eq, _ = prepared(sde, score, method, conditions, options, autocast, steps, nfe, t_start, t_end)
+    recipe, eq, _ = prepared(sde, score, method, conditions, options, autocast, steps, nfe, t_start, t_end, grid)
     times = times_of(recipe, sde, steps, nfe, grid, t_start, t_end)
     if (shape is None) == (x_init is None):
         raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
@@ -284,7 +285,7 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
     """The latent code of x (B, *D): the probability-flow ODE run upwards, from t_end (data) to t_start (noise). Arguments as for
     ``sample``; the grid is the same, read backwards, so that ``sample(..., x_init=encode(...))`` returns x up to the solver's error.
     A stochastic method is a ValueError."""
-    recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end)
+    recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end, grid)
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: encoding follows the probability-flow ODE; expected a deterministic method such as "
                          "'heun', 'dpm++2m' or 'ddim' with eta=0.")
@@ -380,13 +381,13 @@ def _shaped(name: str, value: Any, x: Tensor) -> Any:
 
 def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: Mapping[str, Any] | None,
              options: Mapping[str, Any], autocast: torch.dtype | None = None, steps: int | None = None, nfe: int | None = None,
-             t_start: float | None = None, t_end: float | None = None) -> tuple[Method, ReverseSDE, Watched]:
-    """A run's method, equation and watched score, each checked. Budget and span are for names that choose a method for them."""
+             t_start: float | None = None, t_end: float | None = None, grid: Any = None) -> tuple[Method, ReverseSDE, Watched]:
+    """A run's method, equation and watched score, each checked. Budget, span and grid are for names that choose a method for them."""
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
     if not callable(score) or isinstance(score, torch.nn.Module):
         raise TypeError(f"score={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
-    recipe = chosen(method, Run(sde, score, steps, nfe, t_start, t_end), **options)
+    recipe = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid), **options)
     if getattr(score, "time_input", None) == "index" and not sde.knots:
         raise ValueError(f"time_input='index' with {type(sde).__name__}: a timestep index belongs to a discrete chain; expected a process "
                          "made by VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another time_input.")
@@ -452,8 +453,8 @@ def _course(sde: SDE, score: Score, method: str | Method, options: Mapping[str, 
     """The method, the times and the levels of a run. ``span``: steps, nfe, grid, t_start, t_end. Kept where plain values say all about it,
     since looking it up costs a tenth."""
     if chooses(method):
-        steps, nfe, _, t_start, t_end = span
-        method, options = chosen(method, Run(sde, score, steps, nfe, t_start, t_end), **options), {}
+        steps, nfe, grid, t_start, t_end = span
+        method, options = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid), **options), {}
     plain = type(method) is str and execution.is_value(sde) and _PLAIN.issuperset(map(type, (*span, *options.values())))
     return (_coursed if plain else _coursed.__wrapped__)(sde, method, *span, **options)
 

@@ -1,27 +1,149 @@
 """Names that stand for the method that suits a run."""
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from . import tuned as store
-from .grids import Sech
+from .analysis import gaussian_error, spectrum_of
+from .contracts import integer
+from .execution import is_value
+from .grids import LogSNR, Sech
 from .recipes import Method, Run, chooser
+from .recipes import method as as_method
+from .sde import SDE
 from .solvers import Angular
 from .tuned import Tuned
 
 FEW, SOME, MANY = Sech(-0.25, 1.67, 2.37, 0.18), Sech(0.45, 1.5, 2.75, 0.055), Sech(0.62, 1.4, 1.6, 0.14)
 
 
-def untuned(calls: int) -> Method:
-    """What to take for a budget of network calls when nothing is known of the data but that its standard deviation is about one.
+def untuned(calls: int, scale: float = 1.0) -> Method:
+    """What to take for a budget of network calls when nothing is known of the data but their standard deviation, ``scale``.
 
     The grids were found by a search, at 5 and 8, at 8, and at 15 and 20 calls, under VPSDE and EDMSDE on rings, pinwheel, 25 Gaussians,
     banana, Gaussians in 8 and 24 dimensions and mixtures in 2, 8 and 32. On the 147 cells of benchmarks/results/tuning_untuned.csv, other
-    targets, the median of the path RMSE is 0.30 of that of exponential Adams-Bashforth 4 on log-SNR."""
-    if calls < 8:
-        return Method("angular-3", Angular(3), grid=FEW)
-    return Method("angular-3", Angular(3, 4), grid=SOME if calls < 13 else MANY)
+    targets, the median of the path RMSE is 0.30 of that of exponential Adams-Bashforth 4 on log-SNR. Known misses, both at 10 calls under
+    VPSDE: a Gaussian on which the errors of the other happen to cancel (2.7 times its error), and the squares of a checkerboard (1.6)."""
+    nodes, grid = min(3, calls), (FEW if calls < 8 else SOME if calls < 13 else MANY).at_scale(scale)
+    return Method(f"angular-{nodes}", Angular(nodes, 4 if calls >= 8 else 0, scale), grid=grid)
+
+
+@chooser("auto")
+def auto(run: Run, spectrum: Any = None, data: Tensor | None = None, stochastic: bool = False) -> Method:
+    """The method for a run's budget and for what is known of the data; ``Method.why`` says which, and why.
+
+    What was tuned for this score, span and number of calls (``sdediff tune``), where there is such a method and nothing else is given.
+    Else, where ``data`` (n, *D) or the ``spectrum`` of their covariance are given, the rule of ``untuned`` at their scale, or a candidate
+    with less than half its error, exact on Gaussian data (``analysis``) with that spectrum and with variances equally spaced in their
+    logarithm down to a thousandth of the greatest: where modes meet, data are for a while as wide as their distance. Else that rule, for
+    data whose standard deviation is about one. ``stochastic``: a method that draws noise, the candidate of least error in the law, and
+    "dpm++2m-sde" where nothing is known.
+
+    The number of calls is ``nfe``, or ``steps`` of one call. Knots lie between those of a discrete chain, unless the network takes an
+    index.
+    """
+    if not isinstance(stochastic, bool):
+        raise TypeError(f"stochastic={stochastic!r}: expected True (a method that draws noise) or False.")
+    if data is not None and spectrum is not None:
+        raise ValueError("data, spectrum: expected one of them; spectrum=sdediff.analysis.spectrum_of(data) says all that is read of data.")
+    calls = _calls(run)
+    known = spectrum_of(data) if data is not None else None if spectrum is None else torch.as_tensor(spectrum)
+    if known is None and (own := _tuned(run, calls, stochastic)) is not None:
+        gain = f", {own.gain}" if own.gain else ""
+        return dataclasses.replace(own, why=f"chosen by auto: tuned for this score at {calls} calls{gain}")
+    between = getattr(run.score, "time_input", None) != "index"
+    if known is None or calls is None:
+        found = as_method("dpm++2m-sde") if stochastic else untuned(calls or 10)
+        reason = ("the best stochastic methods of the reference run are not told apart" if stochastic else
+                  f"the rule for {calls} calls, for data of unit variance" if calls else "for a grid that lists its times")
+        return dataclasses.replace(found, between=between, why=f"chosen by auto: {reason}; data= or spectrum= would say more")
+    if known.ndim != 1 or not known.numel() or not bool((torch.isfinite(known) & (known >= 0)).all()) or not bool(known.max() > 0):
+        raise ValueError(f"spectrum={known.tolist()}: expected (E,) finite variances >= 0, not all zero, such as "
+                         "sdediff.analysis.spectrum_of(data).")
+    values = tuple(known.double().tolist())
+    keys = (run.sde, values, run.steps is None, calls, run.t_start, run.t_end, run.grid, stochastic, between)
+    best, error, count = (_best if all(map(is_value, keys)) else _best.__wrapped__)(*keys)
+    return dataclasses.replace(best, why=f"chosen by auto from {count} methods: {'W2' if stochastic else 'path RMSE'} {error:.2g} in "
+                                         "the mean over Gaussian data of the given spectrum and narrower")
+
+
+def _calls(run: Run) -> int | None:
+    """The network calls of a run, as far as known."""
+    for name, value in (("nfe", run.nfe), ("steps", run.steps)):
+        if value is not None:
+            return integer(name, value, 1)
+    return max(1, len(run.grid) - 1) if isinstance(run.grid, (list, tuple, Tensor)) else None
+
+
+def _tuned(run: Run, calls: int | None, stochastic: bool) -> Tuned | None:
+    """The score's own method for these calls, where it stands on the run's process and span."""
+    own = getattr(run.score, "tuned", {}).get(calls)
+    if own is None or own.grid is None or run.grid is not None or own.stochastic != stochastic:
+        return None
+    if run.nfe is None and own.grid.steps != calls:
+        return None
+    try:
+        own.grid(run.sde, own.grid.steps, run.t_start, run.t_end)
+    except ValueError:
+        return None
+    return own
+
+
+def _candidates(calls: int, scale: float, stochastic: bool) -> Iterator[Method]:
+    if stochastic:
+        for name, options in NOISY:
+            yield dataclasses.replace(as_method(name, **options), grid=LogSNR())
+        return
+    yield untuned(calls, scale)
+    for nodes, corrector, grid in itertools.product((3, 4), (False, True), (FEW, SOME, MANY)):
+        if nodes < calls:
+            yield Method(f"angular-{nodes}", Angular(nodes, (nodes + 1) * corrector, scale), grid=grid.at_scale(scale))
+    for name in ("eab-3", "eab-4", "unipc-2", "unipc-3"):
+        yield as_method(name, start=False)
+    if calls >= 20:
+        yield as_method("edm-heun")
+        yield as_method("dpm-solver-3")
+
+
+NOISY: tuple[tuple[str, dict[str, Any]], ...] = (("dpm++2m-sde", {}), ("dpm++2m-sde", {"eta": 0.5}), ("sa-solver", {"start": False}),
+                                                 ("er-sde-2", {"start": False}), ("ddpm", {}), ("eab-2", {"eta": 0.5}))
+
+
+@functools.lru_cache(maxsize=64)
+def _best(sde: SDE, spectrum: tuple[float, ...], by_calls: bool, calls: int, t_start: float | None, t_end: float | None, grid: Any,
+          stochastic: bool, between: bool) -> tuple[Method, float, int]:
+    """The method, its error, and how many there were to choose from."""
+    c = torch.tensor(spectrum, dtype=torch.float64)
+    wide = float(c.max())
+    c = c.clamp(min=1e-6 * wide)
+    span = torch.logspace(math.log10(min(float(c.min()), 1e-3 * wide)), math.log10(wide), 13, dtype=torch.float64)
+    weights = torch.cat([torch.full_like(c, 0.5 / len(c)), torch.full_like(span, 0.5 / len(span))])
+    budget: dict[str, Any] = {} if isinstance(grid, (list, tuple, Tensor)) else {"nfe" if by_calls else "steps": calls}
+    found, reason = list[tuple[float, Method]](), "none fits the budget"
+    for one in _candidates(calls, math.sqrt(float(c.mean())), stochastic):
+        one = dataclasses.replace(one, between=between)
+        try:
+            e = gaussian_error(one, sde, **budget, grid=grid, t_start=t_start, t_end=t_end, spectrum=torch.cat([c, span]),
+                               multiplicity=weights).total
+        except ValueError as refusal:
+            reason = str(refusal)
+        else:
+            found.append((float(e.w2 if e.path_rmse is None else e.path_rmse), one))
+    found = [entry for entry in found if math.isfinite(entry[0])]
+    if not found:
+        raise ValueError(f"method='auto': no candidate for this run; the last reason: {reason}")
+    best = min(found, key=lambda entry: entry[0])
+    kept = found[0] if not stochastic and found[0][0] < 2 * best[0] else best
+    return kept[1], kept[0], len(found)
 
 
 @chooser("tuned")

@@ -269,7 +269,7 @@ def test_the_spectrum_of_data_and_targets():
 
 def test_the_ranking_is_sorted_and_says_what_gaussian_error_says():
     ode = ranking(VP, nfe=8, methods=["ddim", "heun", "ddpm", ("eab-3", {"form": "x0"}), "rosenbrock-2", "rk4"])
-    assert {entry.name for entry in ode} == {"ddim", "heun", "eab-3", "rk4"} and {e.grid for e in ode} == {"uniform", "quadratic", "logsnr", "karras"}
+    assert {entry.name for entry in ode} == {"ddim", "heun", "eab-3", "rk4"} and {e.grid for e in ode} == {"uniform", "quadratic", "logsnr", "karras", "sech"}
     errors = [float(entry.error.total.path_rmse) for entry in ode]
     assert errors == sorted(errors) and all(entry.error.calls <= 8 for entry in ode)
     again = gaussian_error("eab-3", VP, nfe=8, grid="karras", form="x0")

@@ -3,14 +3,13 @@
     python benchmarks/tuned.py --out tuning --targets ring modes          # some 30 s of processor time a cell; goes on where it was stopped
 
 Each method is tuned on draws of its own (tuning's three sets come from ``data``), and judged on the study's ``test`` trajectories, which
-nothing was fitted to or chosen on. The methods themselves are kept as JSON in OUT/tuned, the numbers in results/tuning_tuned.csv.
+nothing was fitted to or chosen on. The methods themselves are kept as JSON in results/tuned, the numbers in results/tuning_tuned.csv.
 """
 from __future__ import annotations
 
 import argparse
 import csv
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from benchmarks.tuning import BUDGETS, PROCESSES, TARGETS, Contestant, Ground, m
 from sdediff import tuned
 
 FILE = Path(__file__).resolve().parent / "results" / "tuning_tuned.csv"
-FIELDS = ("target", "process", "calls", "source", "method", "options", "grid", "calls_used", "rmse", "median", "seconds")
+FIELDS = ("target", "process", "calls", "source", "method", "options", "grid", "calls_used", "rmse", "median")
 
 
 def one(ground: Ground, calls: int, near: list[tuned.Tuned], iterations: int) -> tuned.Tuned:
@@ -58,13 +57,15 @@ def main() -> None:
     for target, process in tqdm(cells, unit="pair"):
         ground, near = Ground(target, process, given.out), []
         x, exact = ground.draws("test"), ground.ends("test")
-        folder = given.out / "tuned" / f"{target}-{process}"
-        folder.mkdir(parents=True, exist_ok=True)
+        path = given.results.parent / "tuned" / f"{target}-{process}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        methods = tuned.read(path) if path.exists() else {}
         for calls in sorted(given.calls):
-            path, began = folder / f"{calls}.json", time.process_time()
-            if not path.exists():
-                tuned.write(path, {calls: one(ground, calls, near, given.iterations // (2 if calls > 20 else 1))})
-            (method,) = tuned.read(path).values()
+            method = tuned.best(methods, calls)
+            if method is None:
+                method = one(ground, calls, near, given.iterations // (2 if calls > 20 else 1))
+                methods[method.calls] = method
+                tuned.write(path, methods)
             near.append(method)
             if (target, process, calls) not in done and (row := measure(ground, contestant(method), calls, x, exact)):
                 new = not given.results.exists()
@@ -72,7 +73,7 @@ def main() -> None:
                     writer = csv.writer(file, lineterminator="\n")
                     if new:
                         writer.writerow(FIELDS)
-                    writer.writerow([f"{v:.5g}" if isinstance(v, float) else v for v in (*row, time.process_time() - began)])
+                    writer.writerow([f"{v:.5g}" if isinstance(v, float) else v for v in row])
                 tqdm.write(f"{target:12} {process:10} {calls:3d}  rmse {row.rmse:.3g}  {row.options}, {row.grid}; {method.gain}")
 
 

@@ -69,7 +69,7 @@ def measure(run: Path, entry: runs.Entry, n: int, *, divergence: str = "exact", 
     if width and bins is not None:
         x = likelihood.dequantise(((x.double() - bins.low) / bins.width - 0.5).round(), bins, seed=seed).to(x)
     z = latent.renoise(sde, x, level.t, seed=seed + 1)
-    method = entry.on(sde, score)
+    method = entry.on(sde, score, up=True, t_end=level.t)
     budget = {} if method.solver.adaptive else entry.budget
     found = likelihood.log_prob(sde, score, z, method=method, divergence=divergence, probes=probes, refine=refine, t_end=level.t,
                                 seed=None if divergence == "exact" else seed, progress=progress, **budget)
@@ -138,7 +138,8 @@ def interpolate(run: Path, entry: runs.Entry, n: int, points: int, *, seed: int 
     ends = pool[chosen]
     # the first time of the flow where a process ends at sigma = 0, from where no eps is known
     budget = entry.budget | ({"t_end": 1.0} if sde.knots else {})
-    paths = latent.interpolate(sde, score, ends[:n], ends[n:], points=points, method=entry.on(sde, score), **budget)
+    method = entry.on(sde, score, up=True, t_end=budget.get("t_end"))
+    paths = latent.interpolate(sde, score, ends[:n], ends[n:], points=points, method=method, **budget)
     back = torch.cat([paths[0], paths[-1]])
     rms = lambda v: v.reshape(len(v), -1).square().mean(1).sqrt().median().item()
     figure = plots.interpolation(paths, pool, "latent arcs between held-out samples")
@@ -155,10 +156,15 @@ def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: 
     config, checkpoint, score = runs.read(run)
     data = load(config["data"], seed=config.get("seed", 0)).train
     kept = dict(score.tuned)
+    asked = method != "auto" or settings.get("what", "grid+coefficients") != "grid+coefficients"
     for nfe in sorted({integer("nfe", nfe, 1) for nfe in budgets}):
-        found = next((m for m in kept.values() if m.fits(nfe)), None)
-        if found is None or overwrite:
-            near = [m for m in kept.values() if m.calls < nfe][-1:]
+        found = None if overwrite else tuned.best(kept, nfe)
+        if found is not None and (asked or found.stochastic != settings.get("stochastic", False)):
+            raise ValueError(f"nfe={nfe}: '{run / runs.TUNED}' has {found.label} for it; expected --overwrite to tune another, or a line "
+                             "without --method, --what and --stochastic to keep it.")
+        if found is None:
+            near = sorted((m for m in kept.values() if m.calls < nfe and not m.stochastic), key=lambda m: m.calls)[-1:]
+            kept = {calls: m for calls, m in kept.items() if not m.fits(nfe)}
             found = tuning.tune(method, checkpoint.sde, score, nfe=nfe, data=data, near=near, progress=progress, **settings)
             kept[found.calls] = found
             tuned.write(run / runs.TUNED, kept)

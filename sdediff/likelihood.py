@@ -250,7 +250,7 @@ def log_prob(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "rk45"
 
     Raises TypeError or ValueError on a wrong argument before the first network call; faults of the network as ``sample`` does.
     """
-    recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end)
+    recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end, grid, True)
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: a likelihood follows the probability-flow ODE; expected a deterministic method such as "
                          "'rk45', 'heun' or 'dpm++2m' with eta=0.")

@@ -85,7 +85,8 @@ class Method:
 
 class Run(NamedTuple):
     """What is known of a run when its method is chosen: the process, the score, and the budget, grid intervals or network calls (both
-    None where the grid lists its times); its span, None for the process's own; and the grid, None for the method's."""
+    None where the grid lists its times); its span, None for the process's own; the grid, None for the method's; ``up``: whether it
+    runs up, from data to noise."""
 
     sde: SDE
     score: Any
@@ -94,6 +95,7 @@ class Run(NamedTuple):
     t_start: float | None = None
     t_end: float | None = None
     grid: Any = None
+    up: bool = False
 
 
 _RECIPES: dict[str, Callable[..., Method]] = {}

@@ -145,7 +145,7 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool) -> None:
                 raise ValueError(f"{key}={new.get(key)!r}: the run in '{out}' was trained with {key}={old.get(key)!r}; expected the same, "
                                  "to continue it, or another --out.")
     out.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, *([CHECKPOINT] if overwrite else [])):         # no longer finished; and no longer trained
+    for name in (METRICS, *([CHECKPOINT, TUNED, "tuned.png"] if overwrite else [])):         # no longer finished; and no longer trained
         (out / name).unlink(missing_ok=True)
     _write(out / CONFIG, config)
 
@@ -223,9 +223,10 @@ class Entry:
             budget["steps"] = STEPS.get(name, 30)
         return Entry(text, method, budget)
 
-    def on(self, sde: SDE, score: NetworkScore) -> Method:
-        """The method itself, on a run of this budget."""
-        return chosen(self.method, Run(sde, score, self.budget.get("steps"), self.budget.get("nfe")))
+    def on(self, sde: SDE, score: NetworkScore, *, up: bool = False, t_end: float | None = None) -> Method:
+        """The method itself, on a run of this budget; ``up``: one that encodes."""
+        budget = self.budget
+        return chosen(self.method, Run(sde, score, budget.get("steps"), budget.get("nfe"), None, t_end, budget.get("grid"), up))
 
     def draw(self, sde: SDE, score: NetworkScore, shape: Sequence[int], seed: int, *, record: bool = False,
              progress: bool = False) -> sampling.SampleInfo:

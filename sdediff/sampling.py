@@ -285,7 +285,7 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
     """The latent code of x (B, *D): the probability-flow ODE run upwards, from t_end (data) to t_start (noise). Arguments as for
     ``sample``; the grid is the same, read backwards, so that ``sample(..., x_init=encode(...))`` returns x up to the solver's error.
     A stochastic method is a ValueError."""
-    recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end, grid)
+    recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end, grid, True)
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: encoding follows the probability-flow ODE; expected a deterministic method such as "
                          "'heun', 'dpm++2m' or 'ddim' with eta=0.")
@@ -381,13 +381,15 @@ def _shaped(name: str, value: Any, x: Tensor) -> Any:
 
 def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: Mapping[str, Any] | None,
              options: Mapping[str, Any], autocast: torch.dtype | None = None, steps: int | None = None, nfe: int | None = None,
-             t_start: float | None = None, t_end: float | None = None, grid: Any = None) -> tuple[Method, ReverseSDE, Watched]:
-    """A run's method, equation and watched score, each checked. Budget, span and grid are for names that choose a method for them."""
+             t_start: float | None = None, t_end: float | None = None, grid: Any = None,
+             up: bool = False) -> tuple[Method, ReverseSDE, Watched]:
+    """A run's method, equation and watched score, each checked. Budget, span, grid and whether it runs ``up`` are for names that choose a
+    method for them."""
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
     if not callable(score) or isinstance(score, torch.nn.Module):
         raise TypeError(f"score={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
-    recipe = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid), **options)
+    recipe = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid, up), **options)
     if getattr(score, "time_input", None) == "index" and not sde.knots:
         raise ValueError(f"time_input='index' with {type(sde).__name__}: a timestep index belongs to a discrete chain; expected a process "
                          "made by VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another time_input.")
@@ -455,8 +457,14 @@ def _course(sde: SDE, score: Score, method: str | Method, options: Mapping[str, 
     if chooses(method):
         steps, nfe, grid, t_start, t_end = span
         method, options = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid), **options), {}
-    plain = type(method) is str and execution.is_value(sde) and _PLAIN.issuperset(map(type, (*span, *options.values())))
+    plain = ((type(method) is str or (isinstance(method, Method) and _kept(method))) and execution.is_value(sde)
+             and _PLAIN.issuperset(map(type, (*span, *options.values()))))
     return (_coursed if plain else _coursed.__wrapped__)(sde, method, *span, **options)
+
+
+def _kept(method: Method) -> bool:
+    """Whether a method is plain values, so that what follows from it can be kept."""
+    return all(map(execution.is_value, (method.solver, method.eta, method.grid)))
 
 
 @functools.lru_cache(maxsize=64, typed=True)            # typed: steps=True is not steps=1

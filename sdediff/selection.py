@@ -20,19 +20,21 @@ from .grids import LogSNR, Sech
 from .recipes import Method, Run, chooser
 from .recipes import method as as_method
 from .sde import SDE
-from .solvers import Angular
+from .solvers import Angular, NonStationary
 from .tuned import Tuned
 
 FEW, SOME, MANY = Sech(-0.25, 1.67, 2.37, 0.18), Sech(0.45, 1.5, 2.75, 0.055), Sech(0.62, 1.4, 1.6, 0.14)
 
 
+@functools.lru_cache(maxsize=256)
 def untuned(calls: int, scale: float = 1.0) -> Method:
     """What to take for a budget of network calls when nothing is known of the data but their standard deviation, ``scale``.
 
     The grids were found by a search, at 5 and 8, at 8, and at 15 and 20 calls, under VPSDE and EDMSDE on rings, pinwheel, 25 Gaussians,
     banana, Gaussians in 8 and 24 dimensions and mixtures in 2, 8 and 32. On the 147 cells of benchmarks/results/tuning_untuned.csv, other
-    targets, the median of the path RMSE is 0.30 of that of exponential Adams-Bashforth 4 on log-SNR. Known misses, both at 10 calls under
-    VPSDE: a Gaussian on which the errors of the other happen to cancel (2.7 times its error), and the squares of a checkerboard (1.6)."""
+    targets, the median of the path RMSE is 0.30 of that of exponential Adams-Bashforth 4 on log-SNR. Known misses, at 10 calls: a Gaussian
+    on which the errors of the other happen to cancel (2.7 and 2.9 times its error, VPSDE and a DDPM chain), and the squares of a
+    checkerboard under VPSDE (1.6)."""
     nodes, grid = min(3, calls), (FEW if calls < 8 else SOME if calls < 13 else MANY).at_scale(scale)
     return Method(f"angular-{nodes}", Angular(nodes, 4 if calls >= 8 else 0, scale), grid=grid)
 
@@ -70,7 +72,8 @@ def auto(run: Run, spectrum: Any = None, data: Tensor | None = None, stochastic:
         raise ValueError(f"spectrum={known.tolist()}: expected (E,) finite variances >= 0, not all zero, such as "
                          "sdediff.analysis.spectrum_of(data).")
     values = tuple(known.double().tolist())
-    keys = (run.sde, values, run.steps is None, calls, run.t_start, run.t_end, run.grid, stochastic, between)
+    grid = tuple(map(float, run.grid)) if _lists(run.grid) else run.grid
+    keys = (run.sde, values, run.steps is None, calls, run.t_start, run.t_end, grid, stochastic, between)
     best, error, count = (_best if all(map(is_value, keys)) else _best.__wrapped__)(*keys)
     return dataclasses.replace(best, why=f"chosen by auto from {count} methods: {'W2' if stochastic else 'path RMSE'} {error:.2g} in "
                                          "the mean over Gaussian data of the given spectrum and narrower")
@@ -81,21 +84,33 @@ def _calls(run: Run) -> int | None:
     for name, value in (("nfe", run.nfe), ("steps", run.steps)):
         if value is not None:
             return integer(name, value, 1)
-    return max(1, len(run.grid) - 1) if isinstance(run.grid, (list, tuple, Tensor)) else None
+    return max(1, len(run.grid) - 1) if _lists(run.grid) else None
+
+
+def _lists(grid: Any) -> bool:
+    """Whether a grid lists its times."""
+    return grid is not None and not isinstance(grid, (str, type)) and not callable(grid)
 
 
 def _tuned(run: Run, calls: int | None, stochastic: bool) -> Tuned | None:
     """The score's own method for these calls, where it stands on the run's process and span."""
-    own = getattr(run.score, "tuned", {}).get(calls)
-    if own is None or own.grid is None or run.grid is not None or own.stochastic != stochastic:
+    own = _of(getattr(run.score, "tuned", {}), run)
+    if own is None or own.grid is None or own.grid.steps is None or run.grid is not None or own.stochastic != stochastic:
         return None
-    if run.nfe is None and own.grid.steps != calls:
+    if run.up and isinstance(own.solver, NonStationary):            # it runs down alone
         return None
     try:
         own.grid(run.sde, own.grid.steps, run.t_start, run.t_end)
     except ValueError:
         return None
     return own
+
+
+def _of(methods: Mapping[int, Tuned], run: Run) -> Tuned | None:
+    """Of tuned methods, the one for a run's calls or steps."""
+    if run.nfe is not None:
+        return store.best(methods, run.nfe)
+    return next((m for m in methods.values() if m.grid is not None and m.grid.steps == run.steps), None)
 
 
 def _candidates(calls: int, scale: float, stochastic: bool) -> Iterator[Method]:
@@ -127,7 +142,7 @@ def _best(sde: SDE, spectrum: tuple[float, ...], by_calls: bool, calls: int, t_s
     c = c.clamp(min=1e-6 * wide)
     span = torch.logspace(math.log10(min(float(c.min()), 1e-3 * wide)), math.log10(wide), 13, dtype=torch.float64)
     weights = torch.cat([torch.full_like(c, 0.5 / len(c)), torch.full_like(span, 0.5 / len(span))])
-    budget: dict[str, Any] = {} if isinstance(grid, (list, tuple, Tensor)) else {"nfe" if by_calls else "steps": calls}
+    budget: dict[str, Any] = {} if isinstance(grid, tuple) else {"nfe" if by_calls else "steps": calls}
     found, reason = list[tuple[float, Method]](), "none fits the budget"
     for one in _candidates(calls, math.sqrt(float(c.mean())), stochastic):
         one = dataclasses.replace(one, between=between)
@@ -157,9 +172,8 @@ def tuned(run: Run, methods: str | os.PathLike[str] | Mapping[int, Tuned] | None
                          "writes it, or a method of your own, method=sdediff.tune('auto', sde, score, nfe=10, data=x).")
     if run.nfe is None and run.steps is None:
         raise ValueError("method='tuned': a tuned method has a grid of its own; expected nfe= or steps=, without grid=.")
-    for m in found.values():
-        if (run.nfe is not None and m.fits(run.nfe)) or (run.nfe is None and m.grid is not None and m.grid.steps == run.steps):
-            return m
+    if (m := _of(found, run)) is not None:
+        return m
     budgets = ", ".join(f"nfe={m.calls}" for m in found.values())
     raise ValueError(f"method='tuned', nfe={run.nfe!r}, steps={run.steps!r}: there are methods for {budgets}; expected one of them, "
                      "or tune for this one.")

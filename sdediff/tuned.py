@@ -49,6 +49,10 @@ class Knots(Grid):
     knots: tuple[float, ...]
     log_snr: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.knots) != len(self.log_snr) or len(self.knots) < 2 or any(s >= t for t, s in zip(self.knots, self.knots[1:])):
+            raise ValueError(f"knots={self.knots!r}: expected at least two decreasing times, with one log_snr for each.")
+
     @property
     def steps(self) -> int:                                                                  # type: ignore[override]
         return len(self.knots) - 1
@@ -77,10 +81,21 @@ class Tuned(Method):
     calls: int = 0
     gain: Gain | None = None
 
+    @property
+    def label(self) -> str:
+        """Its solver in words."""
+        inner = getattr(self.solver, "inner", self.solver)
+        return f"{type(inner).__name__} of order {inner.order}" + (" with coefficients of its own" if inner is not self.solver else "")
+
     def fits(self, nfe: int) -> bool:
         """Whether it is the method for a budget of that many calls: it takes no more, and one more step would."""
         steps = self.grid.steps if self.grid is not None and self.grid.steps else 1
         return self.calls <= nfe and nfe * steps < self.calls * (steps + 1)
+
+
+def best(methods: Mapping[int, Tuned], nfe: int) -> Tuned | None:
+    """The one for a budget of that many calls: of those that fit it, the one that spends most."""
+    return max((m for m in methods.values() if m.fits(nfe)), key=lambda m: m.calls, default=None)
 
 
 def write(path: str | os.PathLike[str], methods: Mapping[int, Tuned]) -> None:
@@ -100,7 +115,8 @@ def read(path: str | os.PathLike[str]) -> dict[int, Tuned]:
             raise ValueError(f"expected a JSON object with format={FORMAT!r}")
         found = [_from_json(entry) for entry in whole["methods"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)}: no file of tuned methods ({type(error).__name__}: {error}).") from error
+        raise ValueError(f"{os.fspath(path)}: no file of tuned methods ({type(error).__name__}: {error}); mend it or delete "
+                         "it.") from error
     return {m.calls: m for m in found}
 
 
@@ -115,13 +131,16 @@ def _as_json(method: Tuned) -> dict[str, Any]:
 
 def _from_json(entry: dict[str, Any]) -> Tuned:
     knots = Knots(tuple(real("times", t, 0.0) for t in entry["times"]), tuple(float(lam) for lam in entry["log_snr"]))
-    if len(knots.knots) != len(knots.log_snr) or len(knots.knots) < 2:
-        raise ValueError("times, log_snr: expected one log_snr for each of at least two times")
     solver = _made(entry["solver"])
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={entry['solver']!r}: expected a solver")
     return Tuned("tuned", solver, real("eta", entry["eta"], 0.0), knots, calls=integer("calls", entry["calls"], 1),
-                 gain=Gain(**entry["gain"]) if entry["gain"] else None)
+                 gain=_gain(entry["gain"]) if entry["gain"] else None)
+
+
+def _gain(entry: dict[str, Any]) -> Gain:
+    gain = Gain(**entry)
+    return Gain(str(gain.kind), str(gain.standard), *(real(name, v) for name, v in zip(Gain._fields[2:], gain[2:])))
 
 
 def _plain(value: Any) -> Any:

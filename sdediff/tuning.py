@@ -45,7 +45,7 @@ from .grids import Grid
 from .random import WhiteNoise
 from .recipes import Method
 from .recipes import method as as_method
-from .sampling import iterate, prepared, times_of
+from .sampling import check_conditions, iterate, prepared, times_of
 from .score import NetworkScore, Prediction, Score
 from .sde import SDE, NoiseLevel
 from .solvers import Exploded, Exponential, Multistep, NonStationary, SciPy, Start
@@ -97,8 +97,8 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
         the method is multistep with one call a step and the equation is the flow (elsewhere it places the knots).
     near : methods tuned for a neighbouring budget: their grids, stretched to this one, are starts too.
     trajectories : how many to fit on; as many again choose, and as many tell the gain. ``iterations`` of L-BFGS-B from each of ``starts``.
-    rtol : of the reference, an adaptive solver of order 8 (default 1e-8, for a network in single precision 1e-5).
-    dtype, device : of the state; the network runs in its own dtype.
+    rtol : of the reference, an adaptive solver of order 8 (default 1e-8, for a network in single precision 1e-5, in half 1e-2).
+    dtype, device : of the state, float32 or float64, by default where the data or the network are; the network runs in its own dtype.
 
     A network that knows a chain's integer indices alone (time_input="index") keeps its knots: its coefficients are tuned.
 
@@ -113,9 +113,18 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
     if (data is None) == (shape is None):
         raise ValueError(f"data={'None' if data is None else 'a tensor'}, shape={shape!r}: give exactly one; data=samples (n, *D) are "
                          "noised to the start, shape=(n, *D) draws it from the prior.")
+    if dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"dtype={dtype!r}: expected torch.float32 or torch.float64, in which states are integrated.")
+    if device is not None:
+        contracts.device("device", device)
+    if data is not None:
+        check_conditions(getattr(score, "conditions", None), len(contracts.state("data", data, 2)))
     if method == "auto" and options:
         raise TypeError(f"options {sorted(options)}: method='auto' takes none; name a method to set its options.")
     families = list(NOISY if stochastic else FLOW) if method == "auto" else [as_method(method, **options)]
+    if stochastic and not families[0].stochastic:
+        raise ValueError(f"stochastic=True, method={families[0].name!r}: it draws no noise; expected a stochastic method such as "
+                         "'dpm++2m-sde', 'auto', or stochastic left out (a named method is what it is).")
     # a start of its own has a length that depends on the grid; tuned first steps take its place
     families += [dataclasses.replace(f, solver=f.solver.multistep) for f in families if isinstance(f.solver, Start)]
     at_knots = getattr(score, "time_input", None) == "index"
@@ -132,7 +141,7 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
         raise ValueError(f"steps={steps!r}, nfe={nfe!r}: none of {sorted({f.name for f in families})} has a grid of so few calls; "
                          "expected more.")
     fit, choose, tell = _sets(runs[0], data, shape, n, seed, dtype, device, rtol)
-    ranked = sorted(runs, key=lambda run: _finite(choose.error(run, run.zero)))
+    ranked = sorted(runs, key=lambda run: choose.error(run, run.zero))
     standard = next(run for run in ranked if run.label != NEIGHBOUR)
     best, least = (standard, standard.zero), choose.error(standard, standard.zero)
     from tqdm.auto import tqdm
@@ -152,7 +161,7 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
         if error < least:
             best = (run, theta)
     gain = _gain(tell, standard, *best)
-    if gain.ratio > 1:
+    if not gain.ratio <= 1:
         best, gain = (standard, standard.zero), gain._replace(after=gain.before, ratio=1.0, low=1.0, high=1.0)
     return best[0].method(best[1], gain)
 
@@ -335,6 +344,7 @@ def _standard(families: Sequence[Method], near: Sequence[Tuned], sde: SDE, score
             raise ValueError(f"method={family.name!r}: it is not linear on a grid, or its eta is a function; expected a fixed-step method "
                              "with a number for eta, such as 'eab-3', 'unipc-2', 'heun' or 'dpm++2m-sde'.")
         standard = KNOTS if getattr(score, "time_input", None) == "index" else dict.fromkeys([family.default_grid(sde), *GRIDS])
+        times: list[float] | None = None
         for grid in standard:
             try:
                 times = times_of(family, sde, steps, nfe, grid, t_start, t_end)
@@ -344,8 +354,13 @@ def _standard(families: Sequence[Method], near: Sequence[Tuned], sde: SDE, score
                 continue
             yield family, times, repr(grid)
         for other in near:
-            lam = [lam for lam in other.grid.log_snr if math.isfinite(lam)]                   # type: ignore[union-attr]
-            inner = [k for k, level in enumerate(sde.levels(times)) if math.isfinite(level.lam)]
+            if times is None:
+                break
+            lam = np.array([lam for lam in other.grid.log_snr if math.isfinite(lam)])         # type: ignore[union-attr]
+            levels = sde.levels(times)
+            inner = [k for k, level in enumerate(levels) if math.isfinite(level.lam)]
+            first, last = levels[inner[0]].lam, levels[inner[-1]].lam
+            lam = first + (last - first) * (lam - lam[0]) / (lam[-1] - lam[0])
             places = np.interp(np.linspace(0, 1, len(inner)), np.linspace(0, 1, len(lam)), lam)[1:-1]
             knots = [*times[:inner[0] + 1], *sde.time_of(torch.from_numpy(places)).tolist(), *times[inner[-1]:]]
             yield family, knots, NEIGHBOUR
@@ -378,17 +393,18 @@ class Trajectories:
         noise = {name: draw(self.noise, ask) for name, ask in run.draws}
         return run(theta, self.x, noise, self.score)
 
-    def squares(self, ends: Tensor) -> Tensor:
-        """What is averaged: squared errors of the paths (n, d), or of the sorted projections (n, projections), eq. 14."""
+    def squares(self, ends: Tensor, rows: Any = slice(None)) -> Tensor:
+        """What is averaged over these rows: squared errors of the paths (n, d), or of the sorted projections (n, projections), eq. 14."""
         if self.directions is None:
-            return (ends - self.y).square().flatten(1)
-        project = lambda v: (v.flatten(1) @ self.directions.T).sort(0).values
+            return (ends - self.y)[rows].square().flatten(1)
+        project = lambda v: (v[rows].flatten(1) @ self.directions.T).sort(0).values
         return (project(ends) - project(self.y)).square()
 
     def error(self, run: Run, theta: np.ndarray) -> float:
         """Root-mean-square path error, or sliced W2."""
         with torch.no_grad():
-            return math.sqrt(float(self.squares(self.ends(run, torch.from_numpy(theta))).mean()))
+            error = math.sqrt(float(self.squares(self.ends(run, torch.from_numpy(theta))).mean()))
+        return error if math.isfinite(error) else math.inf
 
     def descent(self, run: Run, theta: np.ndarray) -> tuple[float, np.ndarray]:
         """The logarithm of the mean square and its gradient; a wall where the run overflows."""
@@ -411,15 +427,18 @@ def _sets(run: Run, data: Tensor | None, shape: Sequence[int] | None, n: int, se
         if not len(data):
             raise ValueError("data has no rows; expected samples (n, *D).")
         where = torch.device(device) if device is not None else data.device
-        index = torch.arange(total) % len(data)
+        index = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[torch.arange(total) % len(data)]
         z = random.source(contracts.integer("seed", seed, 0), (total, *data.shape[1:]), dtype=dtype, device=where).initial()
-        x = start.alpha * data.to(device=where, dtype=dtype)[index.to(data.device)].to(where) + start.sigma * z
+        x = start.alpha * data.to(device=where, dtype=dtype)[index.to(where)] + start.sigma * z
     else:
         event = contracts.shape("shape", shape)[1:]
-        index, where = torch.arange(total), torch.device(device or "cpu")
+        network = getattr(score, "network", None)
+        weights = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
+        index, where = torch.arange(total), torch.device(device or (weights.device if weights is not None else "cpu"))
         x = sde.prior_std(start) * random.source(contracts.integer("seed", seed, 0), (total, *event), dtype=dtype, device=where).initial()
     single = isinstance(score, NetworkScore) and score.dtype_of(x) != torch.float64
-    tolerance = contracts.real("rtol", rtol, 0.0, 1.0, low_open=True) if rtol is not None else 1e-5 if single else 1e-8
+    coarse = isinstance(score, NetworkScore) and (score.autocast is not None or score.dtype_of(x) in (torch.float16, torch.bfloat16))
+    tolerance = contracts.real("rtol", rtol, 0.0, 1.0, low_open=True) if rtol is not None else 1e-2 if coarse else 1e-5 if single else 1e-8
     directions = None
     if law:
         r = random.source(seed + 1, (PROJECTIONS, x[0].numel()), dtype=dtype, device=where).normal()
@@ -442,10 +461,10 @@ def _rows(score: Score, index: Tensor) -> Score:
 
 
 def _flow(sde: SDE, score: Score, x: Tensor, times: Sequence[float], rtol: float) -> Tensor:
-    """The exact probability-flow end of x, a last step into sigma = 0 (and a first one out of alpha = 0) as every method takes it."""
-    levels, solver = sde.levels(times), Exploded(SciPy("DOP853", rtol, rtol / 10))
-    finite = [k for k, level in enumerate(levels) if math.isfinite(level.lam)]
-    knots = list(dict.fromkeys([times[0], times[finite[0]], times[finite[-1]], times[-1]]))
+    """The exact probability-flow end of x. A first step out of alpha = 0, or a last one into sigma = 0, goes as every method takes it, over
+    the interval that log-SNR grids leave there."""
+    solver = Exploded(SciPy("DOP853", rtol, rtol / 10))
+    knots = list(dict.fromkeys([times[0], *grids.finite_span(sde, times[0], times[-1]), times[-1]]))
     if getattr(score, "time_input", None) == "index":           # its finest flow is that of every knot
         solver, knots = Exponential(3, "eps"), [float(k) for k in range(round(times[0]), round(times[-1]) - 1, -1)]      # type: ignore[assignment]
     with torch.no_grad():
@@ -479,20 +498,17 @@ def _descend(run: Run, theta: np.ndarray, fit: Trajectories, choose: Trajectorie
     return best[0], best[1]
 
 
-def _finite(error: float) -> float:
-    return error if math.isfinite(error) else math.inf
-
-
 def _gain(tell: Trajectories, standard: Run, run: Run, theta: np.ndarray, blocks: int = 20) -> Gain:
     """Errors before and after on the third set; the ratio's interval by the jackknife over blocks of trajectories, on its logarithm."""
     from scipy.special import stdtrit
 
     with torch.no_grad():
-        a, b = (tell.squares(tell.ends(r, torch.from_numpy(p))) for r, p in ((standard, standard.zero), (run, theta)))
-    ratio = lambda a, b: 0.5 * math.log(float(b.mean()) / max(float(a.mean()), 1e-300))
-    whole, g = ratio(a, b), min(blocks, len(a))
-    block = torch.arange(len(a)) * g // len(a)
-    parts = np.array([ratio(a[block != k], b[block != k]) for k in range(g)])
+        a, b = (tell.ends(r, torch.from_numpy(p)) for r, p in ((standard, standard.zero), (run, theta)))
+    means = lambda rows=slice(None): [float(tell.squares(ends, rows).mean()) for ends in (a, b)]
+    ratio = lambda before, after: 0.5 * math.log(after / max(before, 1e-300)) if after > 0 else -math.inf
+    whole, g = means(), min(blocks, len(a))
+    block = torch.arange(len(a), device=a.device) * g // len(a)
+    parts = np.array([ratio(*means(block != k)) for k in range(g)])
     half = float(stdtrit(g - 1, 0.975)) * (g - 1) * parts.std(ddof=1) / math.sqrt(g)
     return Gain("path RMSE" if tell.directions is None else "sliced W2", f"{standard.family.name} on {standard.label}",
-                math.sqrt(float(a.mean())), math.sqrt(float(b.mean())), *(math.exp(whole + v) for v in (0.0, -half, half)))
+                *map(math.sqrt, whole), *(math.exp(ratio(*whole) + v) for v in (0.0, -half, half)))

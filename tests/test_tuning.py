@@ -134,7 +134,8 @@ def test_any_coefficients_are_exact_on_a_point_mass(sde, t_end):
     times = tuple(sdediff.grids.LogSNR()(sde, 7, None, t_end))
     finite = [math.isfinite(level.lam) for level in sde.levels(times)]
     rows = tuple(row[:sum(finite[:k])] if finite[k] and finite[k + 1] else () for k, row in enumerate(_random_rows(7, 4, 0)))
-    solver = NonStationary(Exponential(2, "x0"), times, rows, rows[::1])
+    other = tuple(tuple(-0.7 * c + 0.1 for c in row[::-1]) for row in rows)
+    solver = NonStationary(Exponential(2, "x0"), times, rows, other)
     first, last = sde.at(times[0]), sde.at(times[-1])
     z = WhiteNoise(1, (6, 2), dtype=torch.float64).normal()
     x = first.alpha * point + first.sigma * z
@@ -245,7 +246,11 @@ def test_stochastic_methods_are_tuned_by_their_law():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_network_is_left_as_it_was_and_its_calls_are_made_again_on_the_way_back(dtype):
     net = nets.MLP(2, 16, 1)
+    with torch.no_grad():                                           # its last layer begins at zero
+        for p in net.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     score = sdediff.from_network(net, "eps", time_input="lam")
+    assert float(score(starts(VP, 9), VP.at(0.5)).eps.detach().std()) > 0.01
     m = tune("eab-2", VP, score, nfe=5, shape=(1, 2), trajectories=24, iterations=8, starts=1, dtype=dtype)
     assert all(p.grad is None and p.requires_grad for p in net.parameters()) and net.training
     assert m.gain.ratio <= 1 and torch.is_grad_enabled()
@@ -257,15 +262,45 @@ def test_a_network_is_left_as_it_was_and_its_calls_are_made_again_on_the_way_bac
 
 
 def test_conditions_go_with_their_samples():
-    class Shifted(torch.nn.Module):
-        def forward(self, x, c, y):
-            return x - y[:, None].to(x)
+    seen = set()
 
-    y = torch.arange(30.0) % 3
-    score = sdediff.from_network(Shifted(), "eps", conditions={"y": y})
-    m = tune("eab-2", VP, score, nfe=4, data=torch.randn(30, 2, generator=torch.Generator().manual_seed(0)), trajectories=20, iterations=4,
-             starts=1)
-    assert math.isfinite(m.gain.after)
+    class Points(torch.nn.Module):
+        """The eps of a point mass at the condition: zero-mean noise of unit variance is left if x came from there."""
+
+        def forward(self, x, c, y):
+            level = VP.at(c.double()[:, None])
+            if bool((c > 0.999).all()):
+                seen.update(y.tolist())
+            return (x - level.alpha * y[:, None]) / level.sigma
+
+    y = torch.arange(40.0).double().sort().values
+    data = y[:, None].expand(40, 2).contiguous()
+    score = sdediff.from_network(Points(), "eps", conditions={"y": y})
+    m = tune("eab-2", VP, score, nfe=4, data=data, trajectories=16, iterations=2, starts=1)
+    assert m.gain.after < 1e-6                                      # exact on a point mass, each with its own
+    assert len(seen) == 40 and max(seen) == 39                      # all rows of sorted data, not the first ones
+    with pytest.raises(ValueError, match="conditions"):
+        tune("eab-2", VP, score, nfe=4, data=data[:30])
+
+
+def test_the_reference_does_not_depend_on_the_grid():
+    """Out of alpha = 0 the first step of a grid that is coarse in log-SNR would be part of it."""
+    flow, x = sdediff.RectifiedFlow(), WhiteNoise(0, (20, 2), dtype=torch.float64).normal()
+    ends = [tuning._flow(flow, RING.score, x, grid(flow, 5), 1e-8) for grid in (sdediff.grids.Uniform(), sdediff.grids.LogSNR())]
+    assert torch.allclose(*ends, atol=1e-6)
+
+
+def test_the_interval_of_a_law_covers():
+    """The jackknife leaves out trajectories, not quantiles: over fresh sets the ratio's spread lies within its interval."""
+    gaussian = sdediff.targets.Gaussian([0.5], 0.25)
+    a, b = (run_of("dpm++2m-sde", {}, steps=6, grid=grid, score=gaussian.score) for grid in ("logsnr", "karras"))
+    found = []
+    for seed in range(16):
+        data = gaussian.sample(500, seed=seed, dtype=torch.float64)
+        *_, tell = tuning._sets(a, data, None, 16, 10 * seed, torch.float64, None, None)
+        found.append(tuning._gain(tell, a, b, b.zero))
+    spread = np.std([math.log(g.ratio) for g in found], ddof=1)
+    assert np.median([math.log(g.high / g.ratio) for g in found]) > 1.5 * spread
 
 
 def test_a_network_of_integer_indices_keeps_its_knots():
@@ -293,7 +328,8 @@ def test_a_network_of_integer_indices_keeps_its_knots():
     ({"nfe": 5, "method": "rk45"}, "fixed-step"), ({"nfe": 5, "method": "er-sde-2"}, "fixed-step"), ({"nfe": 5, "method": "eab-9"}, "eab-9"),
     ({"nfe": 5, "method": "auto", "form": "x0"}, "takes none"), ({"nfe": 5, "order": 3}, "order"),
     ({"nfe": 1, "method": "heun"}, "nfe=1"), ({"nfe": 5, "data": DATA[:0]}, "no rows"), ({"nfe": 5, "data": DATA * math.nan}, "NaN"),
-    ({"nfe": 5, "method": "mala"}, "density")])
+    ({"nfe": 5, "method": "mala"}, "density"), ({"nfe": 5, "stochastic": True}, "draws no noise"), ({"nfe": 5, "dtype": torch.int64}, "int64"),
+    ({"nfe": 5, "device": "nowhere"}, "nowhere")])
 def test_wrong_calls_are_refused_before_the_first_network_call(wrong, words):
     def score(x, level):
         raise AssertionError("the network was called")
@@ -312,6 +348,21 @@ def test_files_bring_back_what_they_were_given(five, tmp_path):
     x = starts(VP, 20)
     by_name = sdediff.sample(VP, RING.score, x_init=x, method="tuned", nfe=5, methods=tmp_path / "t.json")
     assert torch.equal(by_name, sdediff.sample(VP, RING.score, x_init=x, method=five, nfe=5))
+
+
+def test_of_several_that_fit_the_one_that_spends_most_is_taken(five):
+    six = dataclasses.replace(five, calls=6)
+    assert tuned.best({6: six, 5: five}, 5) is five and tuned.best({5: five, 6: six}, 6) is six and tuned.best({5: five}, 9) is None
+    with pytest.raises(ValueError, match="decreasing"):
+        tuned.Knots((1.0, 0.3, 0.6), (-1.0, 0.0, 1.0))
+
+
+def test_auto_takes_what_was_tuned_and_leaves_it_where_it_cannot_run(five):
+    net = dataclasses.replace(sdediff.from_network(nets.MLP(2, 8, 1), "eps"), tuned={5: five})
+    x = starts(VP, 3)
+    assert "tuned for this score" in sdediff.sample_info(VP, net, x_init=x, nfe=5).explain
+    assert "tuned for this score" not in sdediff.sample_info(VP, net, x_init=x, nfe=5, grid="karras").explain
+    assert torch.isfinite(sdediff.encode(VP, net, x, method="auto", nfe=5)).all()
 
 
 def test_a_score_brings_its_tuned_methods(five):

@@ -11,7 +11,7 @@ the states and no activations), and dc/d theta, dt/d theta from differences of t
 * the grid: log-SNR knots lambda_0 < ... < lambda_N between fixed ends, their increments a softmax of those of a standard grid plus theta,
   one number a step up to 16 steps, then 12 cosines along the grid;
 * eta, for equations with noise, within a factor of two;
-* the coefficients a, b of a non-stationary method (eq. 10 in ``solvers.nonstationary``), which keep it exact on a point mass.
+* the coefficients a, b of a non-stationary method (eq. 15 in ``solvers.nonstationary``), which keep it exact on a point mass.
 
 *What is minimised.* For the flow, log mean |x_N - x*|^2 over trajectories whose exact ends x* a fine solver gives: the root-mean-square
 path error. For equations with noise, the law of the output: the squared sliced Wasserstein-2 distance to reference samples y, with common
@@ -176,7 +176,7 @@ class _Line(NamedTuple):
 
 
 class Run:
-    """A method on a grid of fixed ends as a function of theta = (grid, eta where the equation has noise, a and b of eq. 10)."""
+    """A method on a grid of fixed ends as a function of theta = (grid, eta where the equation has noise, a and b of eq. 15)."""
 
     def __init__(self, sde: SDE, score: Score, family: Method, times: Sequence[float], label: str, reach: int = 0) -> None:
         self.sde, self.score, self.family, self.start, self.label = sde, score, family, list(times), label
@@ -212,7 +212,7 @@ class Run:
         return not self.noisy and isinstance(self.solver, Multistep) and not self.solver.corrects
 
     def extended(self) -> Run:
-        """The same run, with a and b of eq. 10 behind its theta."""
+        """The same run, with a and b of eq. 15 behind its theta."""
         steps = len(self.start) - 1
         return Run(self.sde, self.score, self.family, self.start, self.label, steps - 1 if steps <= MEMORY else SHORT)
 

@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=FILE)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    done = {tuple(row[:3]) for row in csv.reader(given.results.open(newline=""))} if given.results.exists() else set()
+    done = {tuple(line.split(",")[:3]) for line in given.results.read_text().splitlines()} if given.results.exists() else set()
     for name, process, calls in tqdm(list(itertools.product(given.targets, PROCESSES, given.calls)), unit="cell"):
         if (name, process, str(calls)) in done:
             continue

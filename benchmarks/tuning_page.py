@@ -149,7 +149,10 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
 
 def _csv(name: str) -> list[dict[str, str]]:
     path = RESULTS / name
-    return list(csv.DictReader(path.open(newline=""))) if path.exists() else []
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def _stochastic() -> list[str]:

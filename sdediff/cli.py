@@ -207,6 +207,7 @@ def _tune_parser() -> ArgumentParser:
     parser.add_argument("--starts", type=int, default=3, help="the best standard methods and grids that are descended from")
     parser.add_argument("--seed", type=int, default=0, help="of the starts")
     parser.add_argument("--overwrite", action="store_true", help="tune budgets again that the run has a method for")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     return _common(parser, progress=True)
 
 
@@ -387,10 +388,11 @@ def _sample(chosen: Namespace, parser: ArgumentParser) -> int:
 
 def _tune(chosen: Namespace, parser: ArgumentParser) -> int:
     from . import evaluate, runs
+    from .contracts import device
     name, options = runs.spelled(chosen.method)
-    for m in evaluate.tune(Path(chosen.run), chosen.nfe, method=name, what=chosen.what, stochastic=chosen.stochastic,
-                           trajectories=chosen.trajectories, iterations=chosen.iterations, starts=chosen.starts, seed=chosen.seed,
-                           overwrite=chosen.overwrite, progress=not chosen.quiet and sys.stderr.isatty(), **options):
+    settings = {key: chosen[key] for key in ("what", "stochastic", "trajectories", "iterations", "starts", "seed", "overwrite")} | options
+    for m in evaluate.tune(Path(chosen.run), chosen.nfe, method=name, device=device("device", chosen.device),
+                           progress=not chosen.quiet and sys.stderr.isatty(), **settings):
         print(f"{m.calls:3d} calls: {m.gain}", flush=True)
     print(f"{Path(chosen.run) / runs.TUNED}. Samples: sdediff sample {chosen.run} --method tuned --nfe {max(chosen.nfe)}")
     return 0

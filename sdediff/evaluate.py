@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,13 +148,14 @@ def interpolate(run: Path, entry: runs.Entry, n: int, points: int, *, seed: int 
 
 
 def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: bool = False, progress: bool = False,
-         **settings: Any) -> Iterator[Tuned]:
+         device: torch.device | str = "cpu", **settings: Any) -> Iterator[Tuned]:
     """Tunes a method for each budget of network calls on the run's training data, the smallest first, each a start for the next; yields
     them. They are kept in the run's folder one by one, so that an interrupted line goes on when it is given again; budgets that are there
     already are yielded as they are, unless ``overwrite``. Last, a picture of grids and gains (``tuned.png``). ``settings``: of
     ``tuning.tune``, which says what is raised."""
     config, checkpoint, score = runs.read(run)
-    data = load(config["data"], seed=config.get("seed", 0)).train
+    data = load(config["data"], seed=config.get("seed", 0)).train.to(device)
+    score = replace(score, network=score.network.to(device))                                 # type: ignore[attr-defined]
     kept = dict(score.tuned)
     asked = method != "auto" or settings.get("what", "grid+coefficients") != "grid+coefficients"
     for nfe in sorted({integer("nfe", nfe, 1) for nfe in budgets}):

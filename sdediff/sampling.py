@@ -431,7 +431,7 @@ def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid:
         raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= and its tolerance.")
     if (own := getattr(build, "steps", None)) is not None:
         times, used = build(sde, own, t_start, t_end), calls(own)
-        if not used <= budget < used * (own + 1) / own:         # one more step would not fit
+        if not used <= budget <= max(used, getattr(recipe, "budget", 0)):
             raise ValueError(f"nfe={nfe}: {recipe.name} was tuned for {used} network calls; expected nfe={used}.")
         return times
     low, high, n, used = 1, budget, 1, calls(1)

@@ -76,10 +76,12 @@ class Knots(Grid):
 
 @dataclass(frozen=True)
 class Tuned(Method):
-    """A tuned method: a ``Method`` whose grid is its own (``Knots``). ``calls``: the network calls it takes; ``gain``: what it is worth."""
+    """A tuned method: a ``Method`` whose grid is its own (``Knots``). ``calls``: the network calls it takes; ``budget``: those it was
+    allowed, more where another step would not have fitted; ``gain``: what it is worth."""
 
     calls: int = 0
     gain: Gain | None = None
+    budget: int = 0
 
     @property
     def label(self) -> str:
@@ -88,9 +90,8 @@ class Tuned(Method):
         return f"{type(inner).__name__} of order {inner.order}" + (" with coefficients of its own" if inner is not self.solver else "")
 
     def fits(self, nfe: int) -> bool:
-        """Whether it is the method for a budget of that many calls: it takes no more, and one more step would."""
-        steps = self.grid.steps if self.grid is not None and self.grid.steps else 1
-        return self.calls <= nfe and nfe * steps < self.calls * (steps + 1)
+        """Whether it is a method for a budget of that many calls: no fewer than it takes, and no more than it was tuned for."""
+        return self.calls <= nfe <= max(self.calls, self.budget)
 
 
 def best(methods: Mapping[int, Tuned], nfe: int) -> Tuned | None:
@@ -124,7 +125,7 @@ def _as_json(method: Tuned) -> dict[str, Any]:
     grid = method.grid
     if callable(method.eta) or not isinstance(grid, Knots):
         raise TypeError(f"method={method.name!r}: its eta is a function or its grid no Knots; expected a method made by sdediff.tune(...).")
-    return {"calls": method.calls, "solver": _plain(method.solver), "eta": method.eta, "times": grid.knots,
+    return {"calls": method.calls, "budget": method.budget, "solver": _plain(method.solver), "eta": method.eta, "times": grid.knots,
             "log_snr": [lam if math.isfinite(lam) else str(lam) for lam in grid.log_snr],
             "gain": method.gain._asdict() if method.gain else None}
 
@@ -135,7 +136,7 @@ def _from_json(entry: dict[str, Any]) -> Tuned:
     if not isinstance(solver, Solver):
         raise TypeError(f"solver={entry['solver']!r}: expected a solver")
     return Tuned("tuned", solver, real("eta", entry["eta"], 0.0), knots, calls=integer("calls", entry["calls"], 1),
-                 gain=_gain(entry["gain"]) if entry["gain"] else None)
+                 gain=_gain(entry["gain"]) if entry["gain"] else None, budget=integer("budget", entry["budget"], 0))
 
 
 def _gain(entry: dict[str, Any]) -> Gain:

@@ -163,7 +163,7 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
     gain = _gain(tell, standard, *best)
     if not gain.ratio <= 1:
         best, gain = (standard, standard.zero), gain._replace(after=gain.before, ratio=1.0, low=1.0, high=1.0)
-    return best[0].method(best[1], gain)
+    return dataclasses.replace(best[0].method(best[1], gain), budget=best[0].calls if nfe is None else nfe)
 
 
 # -- a run as a function of theta -------------------------------------------------------------------------------------

@@ -223,3 +223,31 @@ def test_the_catalogue_and_the_coefficients_of_a_method(capsys):
     assert "kernel='bh2'" in text and "unipc-3 on EDMSDE, 2 steps" in text and "D2 = x0(" in text
     assert main(["methods", "mala"]) == 2 and "no coefficient table" in capsys.readouterr().err
     assert main(["methods", "dpm++2n"]) == 2 and "nearest: dpm++2s, dpm++2m" in capsys.readouterr().err
+
+
+def test_methods_tuned_to_a_run(run, tmp_path, capsys):
+    import shutil
+
+    from sdediff import tuned
+    mine, little = tmp_path / "moons", ("--trajectories", "24", "--iterations", "4", "--starts", "1", "--quiet")
+    shutil.copytree(run, mine)
+    assert main(["tune", str(mine), "--nfe", "6", "4", *little]) == 0
+    said = capsys.readouterr().out
+    assert "4 calls: path RMSE" in said and "6 calls: path RMSE" in said and "--method tuned --nfe 6" in said
+    kept = tuned.read(mine / "tuned.json")
+    assert set(kept) == {4, 6} and (mine / "tuned.png").read_bytes()[:4] == b"\x89PNG"
+    before = (mine / "tuned.json").read_bytes()
+    assert main(["tune", str(mine), "--nfe", "4", "6", *little]) == 0 and (mine / "tuned.json").read_bytes() == before      # it goes on
+    for method in ("tuned", "auto", "tuned:nfe=4"):
+        assert main(["sample", str(mine), "--method", method, *([] if ":" in method else ["--nfe", "6"]), "--n", "20", "--quiet"]) == 0
+    assert np.isfinite(np.load(mine / "samples" / "tuned-seed1.npy")).all()
+    assert main(["sample", str(mine), "--method", "auto", "--nfe", "6", "--grid", "karras", "--n", "20", "--quiet", "--overwrite"]) == 0
+    assert main(["interpolate", str(mine), "--method", "auto:nfe=6", "--n", "2"]) == 0
+    assert "--overwrite" in refused(capsys, "tune", str(mine), "--nfe", "6", "--method", "dpm++2m-sde", "--stochastic", *little)
+    assert "draws no noise" in refused(capsys, "tune", str(mine), "--nfe", "7", "--method", "eab-2", "--stochastic", *little)
+    assert "nfe=0" in refused(capsys, "tune", str(mine), "--nfe", "0", *little)
+    assert "methods for nfe=4, nfe=6" in refused(capsys, "sample", str(mine), "--method", "tuned", "--nfe", "9", "--overwrite")
+    assert main(["tune", str(mine), "--nfe", "6", "--method", "eab-2", "--what", "grid", "--overwrite", *little]) == 0
+    assert type(tuned.read(mine / "tuned.json")[6].solver).__name__ == "Exponential"
+    assert compare(mine, "--methods", "ddim:steps=4", "--overwrite") == 0
+    assert not (mine / "tuned.json").exists()               # another network: nothing is tuned for it

@@ -10,6 +10,7 @@ t_end alone: in both cases log P(k) >= E[log p(z) - log r(z)], r(z) = sum_k q(z|
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -156,7 +157,9 @@ def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: 
     config, checkpoint, score = runs.read(run)
     data = load(config["data"], seed=config.get("seed", 0)).train.to(device)
     score = replace(score, network=score.network.to(device))                                 # type: ignore[attr-defined]
-    kept = dict(score.tuned)
+    kept: dict[int, Tuned] = {}
+    with contextlib.suppress(*([ValueError] if overwrite else [])):          # a file that cannot be read is what --overwrite is for
+        kept = tuned.read(run / runs.TUNED) if (run / runs.TUNED).is_file() else {}
     asked = method != "auto" or settings.get("what", "grid+coefficients") != "grid+coefficients"
     for nfe in sorted({integer("nfe", nfe, 1) for nfe in budgets}):
         found = None if overwrite else tuned.best(kept, nfe)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import metrics, nets, plots, sampling, training, tuned
+from . import metrics, nets, plots, sampling, training
 from .contracts import choice
 from .data import Dataset, load
 from .metrics import Estimate
@@ -182,8 +182,7 @@ def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
                          "run it again with --resume.")
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     score = checkpoint.score(nets.build(checkpoint.document["network"]))
-    methods = tuned.read(run / TUNED) if (run / TUNED).is_file() else {}
-    return config, checkpoint, dataclasses.replace(score, tuned=methods)
+    return config, checkpoint, dataclasses.replace(score, tuned=run / TUNED) if (run / TUNED).is_file() else score
 
 
 # -- methods with options --------------------------------------------------------------------------------------------------------

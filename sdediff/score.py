@@ -159,7 +159,8 @@ _TIME_INPUTS: dict[str, Callable[[NoiseLevel], Any]] = {
 
 @dataclass(frozen=True)
 class NetworkScore:
-    """A network as a Score; made by ``from_network``. ``tuned``: methods tuned to it, by the network calls they take."""
+    """A network as a Score; made by ``from_network``. ``tuned``: methods tuned to it, by the network calls they
+    take, or the file that they are kept in."""
 
     network: Callable[..., Any]
     predicts: str
@@ -167,7 +168,7 @@ class NetworkScore:
     sigma_data: float = 0.5
     conditions: Mapping[str, Any] = field(default_factory=dict)
     autocast: torch.dtype | None = None
-    tuned: Mapping[int, Any] = field(default_factory=dict, compare=False, repr=False)
+    tuned: Any = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:

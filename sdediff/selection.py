@@ -94,7 +94,7 @@ def _lists(grid: Any) -> bool:
 
 def _tuned(run: Run, calls: int | None, stochastic: bool) -> Tuned | None:
     """The score's own method for these calls, where it stands on the run's process and span."""
-    own = _of(getattr(run.score, "tuned", {}), run)
+    own = _of(_methods(getattr(run.score, "tuned", {})), run)
     if own is None or own.grid is None or own.grid.steps is None or run.grid is not None or own.stochastic != stochastic:
         return None
     if run.up and isinstance(own.solver, NonStationary):            # it runs down alone
@@ -104,6 +104,11 @@ def _tuned(run: Run, calls: int | None, stochastic: bool) -> Tuned | None:
     except ValueError:
         return None
     return own
+
+
+def _methods(kept: str | os.PathLike[str] | Mapping[int, Tuned]) -> Mapping[int, Tuned]:
+    """Tuned methods, read from their file where they are kept in one."""
+    return store.read(kept) if isinstance(kept, (str, os.PathLike)) else kept
 
 
 def _of(methods: Mapping[int, Tuned], run: Run) -> Tuned | None:
@@ -165,8 +170,7 @@ def _best(sde: SDE, spectrum: tuple[float, ...], by_calls: bool, calls: int, t_s
 def tuned(run: Run, methods: str | os.PathLike[str] | Mapping[int, Tuned] | None = None) -> Method:
     """The method tuned for the run's number of network calls (or steps): of ``methods``, a file that ``sdediff tune`` wrote or a mapping
     from calls to methods; by default of those that came with the score. ValueError where there is none for that number."""
-    kept = getattr(run.score, "tuned", {}) if methods is None else methods
-    found = store.read(kept) if isinstance(kept, (str, os.PathLike)) else kept
+    found = _methods(getattr(run.score, "tuned", {}) if methods is None else methods)
     if not found:
         raise ValueError("method='tuned': nothing was tuned for this score; expected methods=FILE as `sdediff tune RUN --nfe 5 10 20` "
                          "writes it, or a method of your own, method=sdediff.tune('auto', sde, score, nfe=10, data=x).")

@@ -116,8 +116,8 @@ def read(path: str | os.PathLike[str]) -> dict[int, Tuned]:
             raise ValueError(f"expected a JSON object with format={FORMAT!r}")
         found = [_from_json(entry) for entry in whole["methods"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{os.fspath(path)}: no file of tuned methods ({type(error).__name__}: {error}); mend it or delete "
-                         "it.") from error
+        raise ValueError(f"{os.fspath(path)}: no file of tuned methods ({type(error).__name__}: {error}); mend it, delete "
+                         "it, or tune again with --overwrite.") from error
     return {m.calls: m for m in found}
 
 

@@ -249,5 +249,9 @@ def test_methods_tuned_to_a_run(run, tmp_path, capsys):
     assert "methods for nfe=4, nfe=6" in refused(capsys, "sample", str(mine), "--method", "tuned", "--nfe", "9", "--overwrite")
     assert main(["tune", str(mine), "--nfe", "6", "--method", "eab-2", "--what", "grid", "--overwrite", *little]) == 0
     assert type(tuned.read(mine / "tuned.json")[6].solver).__name__ == "Exponential"
+    (mine / "tuned.json").write_text("{}")                  # a broken file is in the way of those alone who need it
+    assert main(["sample", str(mine), "--method", "ddim", "--nfe", "4", "--n", "20", "--quiet"]) == 0
+    assert "tuned.json" in refused(capsys, "sample", str(mine), "--method", "tuned", "--nfe", "6", "--n", "20", "--quiet", "--overwrite")
+    assert main(["tune", str(mine), "--nfe", "4", "--overwrite", *little]) == 0 and set(tuned.read(mine / "tuned.json")) == {4}
     assert compare(mine, "--methods", "ddim:steps=4", "--overwrite") == 0
     assert not (mine / "tuned.json").exists()               # another network: nothing is tuned for it

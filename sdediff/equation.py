@@ -80,6 +80,11 @@ class ReverseSDE:
         """Whether eta = 0 throughout: the probability-flow ODE."""
         return not callable(self.eta) and self.eta == 0
 
+    @property
+    def observation(self) -> Any:
+        """The measurement y = A x_0 + noise that samples are to agree with, of a score that carries one (``inverse``); else None."""
+        return getattr(self.score, "observation", None)
+
     def predict(self, x: Any, level: NoiseLevel) -> Prediction:
         """What the model says about x (B, *D) at the level: one network evaluation."""
         return self.score(x, level)

@@ -49,7 +49,8 @@ class Watched:
         self._pending: list[tuple[str, Tensor]] = []
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
-        self.calls, self.rows = self.calls + 1, self.rows + len(x)
+        n = self.calls_at(level)
+        self.calls, self.rows = self.calls + n, self.rows + n * len(x)
         where = self.where(level)
         try:
             p = self.score(x, level)
@@ -68,6 +69,15 @@ class Watched:
             else:
                 self._pending.append((f"{name}|{where}", torch.isfinite(value).all()))
         return p
+
+    @property
+    def observation(self) -> Any:
+        """What the score observes, if it does."""
+        return getattr(self.score, "observation", None)
+
+    def calls_at(self, level: NoiseLevel) -> int:
+        """Network calls that the score makes at a level."""
+        return calls_at(self.score, level)
 
     def where(self, level: NoiseLevel) -> str:
         """The present call, in words."""
@@ -95,6 +105,12 @@ class Watched:
             label = next(label for label, ok in self._pending if not ok)
             name, where = label.split("|")
             raise self.not_finite(name, None, where)
+
+
+def calls_at(score: Any, level: NoiseLevel) -> int:
+    """Network calls of one evaluation of a score: one, unless it says otherwise."""
+    says = getattr(score, "calls_at", None)
+    return 1 if says is None else says(level)
 
 
 def _at_time(t: Any) -> str:

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from . import chunks, compilation, contracts, execution, random
 from .equation import ReverseSDE
-from .execution import Watched
+from .execution import Watched, calls_at
 from .grids import DDPM, checked
 from .grids import grid as as_grid
 from .random import BrownianPath, Noise, quadratic_variation
 from .ranks import Ranks
 from .recipes import Choice, Method, Run, chooses, chosen
 from .recipes import method as as_method
-from .score import NetworkError, NetworkScore, Prediction, Score, autocast_dtype
+from .score import NetworkError, Prediction, Score, autocast_dtype
 from .sde import SDE, NoiseLevel, transition
 from .solvers import Solver, State
 
@@ -237,7 +237,7 @@ def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = No
         raise TypeError(f"{name}={type(value).__name__}: it gives noise to a whole batch, and chunks need noise that belongs to a sample; "
                         "expected an integer seed (seed=0) or one for each sample, and noise='white', 'brownian' or 'clock'.")
     recipe, eq, _ = prepared(sde, score, method, conditions, options, autocast, steps, nfe, t_start, t_end, grid)
-    times = times_of(recipe, sde, steps, nfe, grid, t_start, t_end)
+    times = times_of(recipe, sde, steps, nfe, grid, t_start, t_end, score)
     if (shape is None) == (x_init is None):
         raise ValueError(f"shape={shape!r}, x_init={'None' if x_init is None else 'a tensor'}: give exactly one; shape=(B, ...) draws "
                          "from the prior, x_init= starts from a state at the first time of the grid.")
@@ -289,7 +289,7 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: encoding follows the probability-flow ODE; expected a deterministic method such as "
                          "'heun', 'dpm++2m' or 'ddim' with eta=0.")
-    times = times_of(recipe, sde, steps, nfe, grid, t_start, t_end)[::-1]
+    times = times_of(recipe, sde, steps, nfe, grid, t_start, t_end, score)[::-1]
     contracts.state("x", x)
     check_conditions(conditions, len(x))
     watched.batch = len(x)
@@ -398,9 +398,9 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
             raise TypeError(f"conditions={sorted(conditions)}: this score takes none; expected a network score, sdediff.from_network(...).")
         score = score.condition(**conditions)
     if autocast_dtype(autocast) is not None:
-        if not isinstance(score, NetworkScore):
+        if not hasattr(score, "cast"):
             raise TypeError(f"autocast={autocast}: {type(score).__name__} is no network; expected sdediff.from_network(...), or none.")
-        score = dataclasses.replace(score, autocast=autocast)
+        score = score.cast(autocast)
     watched = Watched(score)
     eq = ReverseSDE(sde, watched, recipe.eta)
     recipe.solver.accepts(eq)
@@ -408,8 +408,9 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
 
 
 def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid: Any, t_start: float | None,
-             t_end: float | None) -> list[float]:
-    """The grid of a run, from whichever of steps, nfe and a list of times was given."""
+             t_end: float | None, score: Any = None) -> list[float]:
+    """The grid of a run, from whichever of steps, nfe and a list of times was given. ``score``: whose calls ``nfe`` counts, where one
+    evaluation of it is not one call."""
     if grid is not None and not isinstance(grid, (str, type)) and not callable(grid):
         try:
             listed = checked(sde, list(grid))
@@ -426,7 +427,7 @@ def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid:
     if steps is not None:
         return build(sde, steps, t_start, t_end)
     budget = contracts.integer("nfe", nfe, 1)
-    calls = lambda n: count_calls(recipe, sde, build(sde, n, t_start, t_end))
+    calls = lambda n: count_calls(recipe, sde, build(sde, n, t_start, t_end), score)
     if recipe.solver.adaptive:
         raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= and its tolerance.")
     if (own := getattr(build, "steps", None)) is not None:
@@ -457,9 +458,10 @@ def _course(sde: SDE, score: Score, method: str | Method, options: Mapping[str, 
     if chooses(method):
         steps, nfe, grid, t_start, t_end = span
         method, options = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid), **options), {}
-    plain = ((type(method) is str or (isinstance(method, Method) and _kept(method))) and execution.is_value(sde)
+    told: Any = score if says_more(score) else None
+    plain = (told is None and (type(method) is str or (isinstance(method, Method) and _kept(method))) and execution.is_value(sde)
              and _PLAIN.issuperset(map(type, (*span, *options.values()))))
-    return (_coursed if plain else _coursed.__wrapped__)(sde, method, *span, **options)
+    return (_coursed if plain else _coursed.__wrapped__)(sde, method, told, *span, **options)
 
 
 def _kept(method: Method) -> bool:
@@ -468,27 +470,42 @@ def _kept(method: Method) -> bool:
 
 
 @functools.lru_cache(maxsize=64, typed=True)            # typed: steps=True is not steps=1
-def _coursed(sde: SDE, method: str | Method, /, *span: Any, **options: Any) -> _Course:
+def _coursed(sde: SDE, method: str | Method, score: Any, /, *span: Any, **options: Any) -> _Course:
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
     recipe = as_method(method, **options)
-    times = tuple(times_of(recipe, sde, *span))
+    steps, nfe, grid, t_start, t_end = span
+    times = tuple(times_of(recipe, sde, steps, nfe, grid, t_start, t_end, score))
     return recipe, times, tuple(sde.levels(times))
 
 
-def count_calls(recipe: Method, sde: SDE, times: Sequence[float]) -> int:
-    """Network calls of a method on a grid, counted on a one-number state with a score of zero."""
-    calls = 0
+def says_more(score: Any) -> bool:
+    """Whether a score's calls are not simply its evaluations, or depend on what it observes."""
+    return hasattr(score, "calls_at") or getattr(score, "observation", None) is not None
 
-    def zero(x: Tensor, level: NoiseLevel) -> Prediction:
-        nonlocal calls
-        calls += 1
+
+class _Zero:
+    """A score of zero that counts the calls which ``score`` would make."""
+
+    def __init__(self, score: Any) -> None:
+        self.score, self.calls, seen = score, 0, getattr(score, "observation", None)
+        self.observation = None if seen is None else seen.blank()
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        self.calls += calls_at(self.score, level)
         return Prediction(x, level, x0=torch.zeros_like(x), eps=torch.zeros_like(x), score=torch.ones_like(x))
 
-    x = torch.zeros(1, 1, dtype=torch.float64)
-    for _ in iterate(ReverseSDE(sde, zero, recipe.eta), recipe.solver, x, sde.levels(times), random.WhiteNoise(0, (1, 1), dtype=x.dtype)):
+
+def count_calls(recipe: Method, sde: SDE, times: Sequence[float], score: Any = None) -> int:
+    """Network calls of a method on a grid, counted on a state of few numbers with a score of zero. ``score``: the one meant, where an
+    evaluation of it is not one call."""
+    zero = _Zero(score)
+    event = (1,) if zero.observation is None else zero.observation.operator.event
+    x = torch.zeros(recipe.solver.couples or 1, *event, dtype=torch.float64)
+    noise = random.WhiteNoise(0, tuple(x.shape), dtype=x.dtype, device=x.device)
+    for _ in iterate(ReverseSDE(sde, zero, recipe.eta), recipe.solver, x, sde.levels(times), noise):
         continue
-    return calls
+    return zero.calls
 
 
 def _where(score: Any, device: Any, dtype: torch.dtype | None) -> tuple[torch.device, torch.dtype]:

@@ -125,6 +125,23 @@ class Prediction:
             raise ValueError(f"{wanted} at t={self.level.t:g}: it does not follow from {' and '.join(self.given)} where {where}; "
                              f"use a model that predicts {instead}, or a grid that does not reach this level (t_start=, t_end=).")
 
+    def shifted(self, *, x0: Any = None, score: Any = None) -> Prediction:
+        """The prediction whose x0 is greater by ``x0``, or its score by ``score``: each quantity that was given moves with it, so that
+        nothing is converted. A shift of the score has no x0 at alpha = 0, one of x0 no score at sigma = 0: ValueError where one is asked
+        for."""
+        m, by, in_x0 = self.level, score if x0 is None else x0, x0 is not None
+        if not in_x0 and "x0" in self.given:
+            self._refuse(m.alpha, "x0 of a guided score", "alpha = 0", "the score itself")
+        if in_x0 and {"eps", "score", "v"} & set(self.given):
+            self._refuse(m.sigma, "a shifted score", "sigma = 0", "x0 or velocity")
+        rates: dict[str, Callable[[], Any]] = {
+            "x0": lambda: 1.0 if in_x0 else m.sigma**2 / m.alpha,
+            "eps": lambda: -m.alpha / m.sigma if in_x0 else -m.sigma,
+            "score": lambda: m.alpha / m.sigma**2 if in_x0 else 1.0,
+            "v": lambda: -(m.alpha**2 + m.sigma**2) * (1 / m.sigma if in_x0 else m.sigma / m.alpha),
+            "velocity": lambda: m.dalpha - m.dsigma * m.alpha / m.sigma if in_x0 else -0.5 * m.g2}
+        return Prediction(self.x, m, **{k: self._known[k] + rates[k]() * by for k in self.given})
+
     def rescaled(self, y: Any, level: NoiseLevel, scale: float) -> Prediction:
         """The same statement about y = scale x, at the level of y's own process (x0 and eps are common to both)."""
         known = {k: self._known[k] for k in self.given if k in ("x0", "eps")}
@@ -141,9 +158,22 @@ def _slopes(m: NoiseLevel) -> tuple[Any, Any]:
 
 
 class Score(Protocol):
-    """Callable[[Tensor, NoiseLevel], Prediction]: a network adapter, an exact target, or a guidance of either."""
+    """Callable[[Tensor, NoiseLevel], Prediction]: a network adapter, an exact target, or a guidance of either. One that calls a network
+    more or less than once says so: ``calls_at(level)``."""
 
     def __call__(self, x: Any, level: NoiseLevel, /) -> Prediction: ...
+
+
+def cut(condition: Any, start: int, stop: int) -> Any:
+    """A condition's rows start..stop, where it has a row for each sample."""
+    return condition[start:stop] if isinstance(condition, Tensor) and condition.ndim else condition
+
+
+def spread(condition: Any, rows: int) -> Any:
+    """A condition for ``rows`` states: one of B samples is repeated for n B states, n of every sample in blocks of B."""
+    if isinstance(condition, Tensor) and condition.ndim > 0 and 0 < len(condition) < rows and rows % len(condition) == 0:
+        return condition.repeat(rows // len(condition), *[1] * (condition.ndim - 1))
+    return condition
 
 
 PREDICTS = (*QUANTITIES, "edm")
@@ -178,18 +208,20 @@ class NetworkScore:
         """The same score with more conditions: tensors (B, ...) or scalars, passed to the network by keyword."""
         return dataclasses.replace(self, conditions={**self.conditions, **conditions})
 
+    def cast(self, autocast: torch.dtype) -> NetworkScore:
+        """The same score with the network under ``torch.autocast`` in that dtype."""
+        return dataclasses.replace(self, autocast=autocast)
+
     def rows(self, start: int, stop: int) -> NetworkScore:
         """The same score for the samples start..stop of a batch: its batch-shaped conditions are sliced."""
-        return dataclasses.replace(self, conditions={k: v[start:stop] if isinstance(v, Tensor) and v.ndim else v
-                                                     for k, v in self.conditions.items()})
+        return dataclasses.replace(self, conditions={k: cut(v, start, stop) for k, v in self.conditions.items()})
 
     def conditions_of(self, rows: int) -> dict[str, Any]:
         """The conditions of ``rows`` states. Conditions of B samples are repeated for n B states, n of every sample in blocks of B: row r
         belongs to sample r % B. Any other mismatch is the network's to refuse."""
         if not self.conditions:
             return {}
-        several = lambda v: isinstance(v, Tensor) and v.ndim > 0 and 0 < len(v) < rows and rows % len(v) == 0
-        return {k: v.repeat(rows // len(v), *[1] * (v.ndim - 1)) if several(v) else v for k, v in self.conditions.items()}
+        return {k: spread(v, rows) for k, v in self.conditions.items()}
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         m, dtype = level.to(x), self.dtype_of(x)

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import tuned as store
 from .analysis import gaussian_error, spectrum_of
 from .contracts import integer
-from .execution import is_value
+from .execution import calls_at, is_value
 from .grids import LogSNR, Sech
 from .recipes import Method, Run, chooser
 from .recipes import method as as_method
@@ -80,10 +80,11 @@ def auto(run: Run, spectrum: Any = None, data: Tensor | None = None, stochastic:
 
 
 def _calls(run: Run) -> int | None:
-    """The network calls of a run, as far as known."""
-    for name, value in (("nfe", run.nfe), ("steps", run.steps)):
-        if value is not None:
-            return integer(name, value, 1)
+    """The evaluations of the score in a run, as far as known."""
+    if run.nfe is not None:
+        return max(1, integer("nfe", run.nfe, 1) // max(1, calls_at(run.score, run.sde.level_of(0.0))))
+    if run.steps is not None:
+        return integer("steps", run.steps, 1)
     return max(1, len(run.grid) - 1) if _lists(run.grid) else None
 
 

@@ -40,6 +40,7 @@ class Solver(abc.ABC):
     remembers: int = 0          # evaluations of earlier steps that a step uses
     adaptive: bool = False
     looks_ahead: bool = False
+    couples: int | None = 1     # consecutive samples that a step moves together; None: all of a batch
 
     @property
     def weak_order(self) -> int | None:

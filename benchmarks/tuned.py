@@ -1,6 +1,6 @@
 """Methods tuned to each cell of the study in tuning.py: what the best answer is for a number of network calls.
 
-    python benchmarks/tuned.py --out tuning --targets ring modes          # some 30 s of processor time a cell; goes on where it was stopped
+    python benchmarks/tuned.py --out tuning --targets ring modes          # some 45 s of processor time a cell; goes on where it was stopped
 
 Each method is tuned on draws of its own (tuning's three sets come from ``data``), and judged on the study's ``test`` trajectories, which
 nothing was fitted to or chosen on. The methods themselves are kept as JSON in results/tuned, the numbers in results/tuning_tuned.csv.
@@ -21,14 +21,15 @@ from benchmarks.tuning import BUDGETS, PROCESSES, TARGETS, Contestant, Ground, m
 from sdediff import tuned
 
 FILE = Path(__file__).resolve().parent / "results" / "tuning_tuned.csv"
+TRAJECTORIES = 1024     # to fit on, and to choose on: with 256 of each, few or none of the paths that pass a ridge between modes are among them
 FIELDS = ("target", "process", "calls", "source", "method", "options", "grid", "calls_used", "rmse", "median")
 
 
 def one(ground: Ground, calls: int, near: list[tuned.Tuned], iterations: int) -> tuned.Tuned:
     """The method tuned to a cell; a smaller budget's is a start."""
-    data = ground.target.sample(768, seed=900, dtype=torch.float64)
+    data = ground.target.sample(3 * TRAJECTORIES, seed=900, dtype=torch.float64)
     return sdediff.tune("auto", ground.sde, ground.score, nfe=calls, data=data, t_end=ground.span[1], near=near[-1:], starts=2,
-                        iterations=iterations, seed=calls)
+                        iterations=iterations, seed=calls, trajectories=TRAJECTORIES)
 
 
 def contestant(method: tuned.Tuned) -> Contestant:

@@ -139,7 +139,7 @@ def _score(name: str) -> Score:
 
     def score(x: Tensor, level: NoiseLevel) -> Prediction:
         s = level.alpha**2 * variance + level.sigma**2
-        logits = torch.addmm(log_w - level.alpha**2 / s * half, x, means.T, alpha=level.alpha / s)
+        logits = torch.addmm(log_w - level.alpha**2 / s * half, level.alpha / s * x, means.T)
         centre = logits.softmax(1) @ means
         y = (x - level.alpha * centre) / s
         return Prediction(x, level, x0=centre + level.alpha * variance * y, score=-y)

@@ -1,5 +1,5 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
-from . import grids, random, selection, solvers, targets
+from . import grids, inverse, operators, random, selection, solvers, targets
 from .equation import ReverseSDE
 from .latent import decode, denoise_from, interpolate, renoise, round_trip, slerp
 from .likelihood import Bins, Bound, LogProb, bits_per_dim, dequantise, elbo, log_prob
@@ -43,10 +43,12 @@ __all__ = [
     "from_score",
     "grids",
     "interpolate",
+    "inverse",
     "iterate",
     "log_prob",
     "method",
     "methods",
+    "operators",
     "random",
     "renoise",
     "round_trip",

@@ -17,7 +17,9 @@ from .sde import SDE, NoiseLevel
 from .solvers import (
     BOGACKI_SHAMPINE,
     DDIM,
+    DDRM,
     DORMAND_PRINCE,
+    DPS,
     ERSDE,
     EULER,
     HEUN,
@@ -40,6 +42,7 @@ from .solvers import (
     Multistep,
     Picard,
     PredictorCorrector,
+    Replacement,
     Restart,
     ReverseDiffusion,
     Rosenbrock,
@@ -49,6 +52,7 @@ from .solvers import (
     TorchDiffEq,
     TorchDiffEqFixed,
     TorchSDE,
+    TwistedSMC,
     dpm_solver,
     extended_eta,
     started,
@@ -99,6 +103,7 @@ class Run(NamedTuple):
 
 
 _RECIPES: dict[str, Callable[..., Method]] = {}
+_OBSERVING: set[Callable[..., Method]] = set()           # recipes of solvers that read a measurement
 _CHOICES: dict[str, Callable[..., Method]] = {}         # names that stand for the method that suits a run
 
 
@@ -146,9 +151,10 @@ def _register(*names: str) -> Callable[[Callable[..., Method]], Callable[..., Me
     return add
 
 
-def methods() -> tuple[str, ...]:
-    """Names of every registered method."""
-    return tuple(_RECIPES)
+def methods(observing: bool = False) -> tuple[str, ...]:
+    """Names of every registered method that a score suffices for; with ``observing`` of those that need one with a measurement as well
+    (``inverse.observe``)."""
+    return tuple(name for name, recipe in _RECIPES.items() if (recipe in _OBSERVING) == observing)
 
 
 def describe(name: str) -> str:
@@ -465,6 +471,47 @@ def _picard(name: str, inner: str | Method = "ddim", window: int = 16, tol: floa
     """Parallel in time: a one-step method's steps swept over a window in one call, to a tolerance (Shih et al. 2023)."""
     within = method(inner)
     return Method(name, Picard(within.solver, window, tol, secant), within.eta, within.grid)
+
+
+# -- with a measurement ---------------------------------------------------------------------------------------------
+def _observing(*names: str) -> Callable[[Callable[..., Method]], Callable[..., Method]]:
+    def add(recipe: Callable[..., Method]) -> Callable[..., Method]:
+        _OBSERVING.add(recipe)
+        return _register(*names)(recipe)
+    return add
+
+
+@_observing("replacement")
+def _replacement(name: str, inner: str | Method = "ddpm") -> Method:
+    """Measured coordinates drawn anew at every level, around a one-step method (Song et al. 2021, App. I.2)."""
+    within = method(inner)
+    return Method(name, Replacement(within.solver), within.eta, within.grid)
+
+
+@_observing("repaint")
+def _repaint(name: str, inner: str | Method = "ddpm", repeats: int = 10, jump: int = 10) -> Method:
+    """Replacement, with stretches of ``jump`` steps noised back and solved again, ``repeats`` times in all (Lugmayr et al. 2022)."""
+    within = method(inner)
+    return Method(name, Replacement(within.solver, repeats, jump), within.eta, within.grid)
+
+
+@_observing("dps")
+def _dps(name: str, inner: str | Method = "ddpm", zeta: float = 1.0) -> Method:
+    """Diffusion posterior sampling with its algorithm's step sizes, zeta for 1000 steps (Chung et al. 2023, Alg. 1)."""
+    within = method(inner)
+    return Method(name, DPS(within.solver, zeta), within.eta, within.grid)
+
+
+@_observing("ddrm")
+def _ddrm(name: str, eta: float = 0.85, eta_b: float = 1.0) -> Method:
+    """Denoising diffusion restoration, coordinate by coordinate of the operator's decomposition (Kawar et al. 2022)."""
+    return Method(name, DDRM(eta, eta_b))
+
+
+@_observing("smc")
+def _smc(name: str, particles: int | None = 64, threshold: float = 0.5, scale: float = 1.0) -> Method:
+    """Twisted sequential Monte Carlo, exact in the limit of many particles; clouds of consecutive samples (Wu et al. 2023)."""
+    return Method(name, TwistedSMC(particles, threshold, scale), grid=LogSNR())
 
 
 def _langevin_steps(kind: str, snr: float, steps: int, rule: str, density: Any) -> Langevin:

@@ -51,7 +51,7 @@ class SampleInfo:
     """A finished run: ``x`` (B, *D); ``nfe``, network calls counted, one after the other, however many rows a call has; ``times``, the
     grid; ``trajectory`` (steps + 1, B, *D) if it was recorded, else None; ``explain``, what was run, in words; ``seed``, which
     reproduces the run (None where the noise came from a generator or a source, or nothing was drawn); ``warmup``, seconds spent on
-    compilation."""
+    compilation; ``diagnostics``, what the method tells beside the samples, by name ("ess" and "log_evidence" of method="smc")."""
 
     x: Tensor
     nfe: int
@@ -60,6 +60,7 @@ class SampleInfo:
     explain: str
     seed: int | tuple[int, ...] | None
     warmup: float = 0.0
+    diagnostics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,
@@ -90,6 +91,9 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
         size, device, dtype = tuple(start.shape), start.device, start.dtype
     inner = dtype if dtype in (torch.float32, torch.float64) else torch.float32           # half precision integrates in float32
     check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, size[0])
+    _check_coupled(recipe.solver, "batch", size[0])
+    if eq.observation is not None:
+        eq.observation.operator.fits("shape" if start is None else "x_init", size[1:])
     _check_noise(noise, seed, size, inner)
     if callable(recipe.eta):
         for level in levels:
@@ -105,7 +109,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     trajectory: list[Tensor] = []
     keep = (lambda x: trajectory.append(x.to(dtype))) if record else None
     with _bar(progress, recipe.name, len(levels)) as bar:
-        x, path, warmup = _solve(recipe.solver, eq, watched, x, levels, source, table, compile, bar, keep)
+        x, path, warmup, told = _solve(recipe.solver, eq, watched, x, levels, source, table, compile, bar, keep)
     x = x.to(dtype)
     if x_init is not None and x.data_ptr() == x_init.data_ptr():
         x = x.clone()
@@ -114,12 +118,14 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
                f"t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), {watched.calls} "
                f"network calls{watched.evaluations}, {inner} state" + (f" returned as {dtype}" if inner != dtype else "")
                + ("; too few steps for the method's full order" if few else "") + f"; {path}" + (f"; {recipe.why}" if recipe.why else ""))
-    return SampleInfo(x, watched.calls, times, torch.stack(trajectory) if record else None, explain, used, warmup)
+    return SampleInfo(x, watched.calls, times, torch.stack(trajectory) if record else None, explain, used, warmup, told)
 
 
 def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: Sequence[NoiseLevel], source: Noise | None, table: bool,
-           compile: bool, bar: Any = None, keep: Callable[[Tensor], None] | None = None) -> tuple[Tensor, str, float]:
-    """The state at the last level; which path led there, in words; and seconds of compilation. ``keep`` is given every state."""
+           compile: bool, bar: Any = None,
+           keep: Callable[[Tensor], None] | None = None) -> tuple[Tensor, str, float, Mapping[str, Any]]:
+    """The state at the last level; which path led there, in words; seconds of compilation; and the method's diagnostics. ``keep`` is given
+    every state."""
     def seen(k: int, state: Callable[[], Tensor]) -> None:
         watched.step = k
         if keep is not None:
@@ -134,16 +140,16 @@ def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: 
         if compile:
             if plan.program is None:
                 raise ValueError(f"compile=True: {type(solver).__name__} takes readable steps ({plan.reason}); leave compile out.")
-            return compilation.compiled(plan.program, x, watched, source, watching)
+            return *compilation.compiled(plan.program, x, watched, source, watching), {}
         if plan.program is not None:
-            return execution.run(plan.program, x, watched, source, watching, plan.first)
+            return *execution.run(plan.program, x, watched, source, watching, plan.first), {}
         if plan.first is not None:
             answers.append(plan.first)
             eq = dataclasses.replace(eq, score=lambda x, level: answers.pop() if answers else watched(x, level))
         for k, state in enumerate(iterate(eq, solver, x, levels, source)):
             seen(k, lambda x=state.x: x)        # type: ignore[misc]
     watched.finish()
-    return state.x, f"readable steps: {plan.reason}", 0.0
+    return state.x, f"readable steps: {plan.reason}", 0.0, solver.diagnostics(state)
 
 
 def _bar(progress: bool, name: str, total: int) -> Any:
@@ -250,6 +256,10 @@ def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = No
         size = tuple(x_init.shape)
         device, dtype = contracts.device("device", device or x_init.device), contracts.dtype("dtype", dtype or x_init.dtype)
     length = chunks.size(chunk, size[1:])
+    if recipe.solver.couples is not None:
+        _check_coupled(recipe.solver, "batch", size[0])
+        length = length if chunk is not None else max(1, length // recipe.solver.couples) * recipe.solver.couples
+        _check_coupled(recipe.solver, "chunk", length)
     for rows in () if x_init is None else x_init.split(length):
         contracts.state("x_init", rows)
     check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, size[0])
@@ -493,7 +503,8 @@ class _Zero:
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         self.calls += calls_at(self.score, level)
-        return Prediction(x, level, x0=torch.zeros_like(x), eps=torch.zeros_like(x), score=torch.ones_like(x))
+        zero = 0 * x                            # which has a gradient, where a method asks for one
+        return Prediction(x, level, x0=zero, eps=zero, score=1 + zero)
 
 
 def count_calls(recipe: Method, sde: SDE, times: Sequence[float], score: Any = None) -> int:
@@ -549,6 +560,13 @@ def _check_noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], 
     contracts.choice("noise", noise, ("white", "brownian", "clock"))
     if seed is not None and not isinstance(seed, torch.Generator):
         random.canonical_seed(seed, shape[0])
+
+
+def _check_coupled(solver: Solver, name: str, samples: int) -> None:
+    """ValueError where samples that belong together would be parted."""
+    if solver.couples and samples % solver.couples:
+        raise ValueError(f"{name}={samples}: {type(solver).__name__} moves {solver.couples} samples together; expected a multiple of "
+                         f"{solver.couples}.")
 
 
 def check_conditions(conditions: Mapping[str, Any] | None, batch: int) -> None:

@@ -176,6 +176,27 @@ def spread(condition: Any, rows: int) -> Any:
     return condition
 
 
+def pullback(score: Score, x: Tensor, level: NoiseLevel) -> tuple[Prediction, Callable[[Tensor], Tensor]]:
+    """What ``score`` says about x (B, *D), and v -> J^T v for its Jacobian J = d x0/dx, sample by sample: one backward pass each. Gradients
+    flow on where they are asked for (x requires them and they are enabled); else all is detached."""
+    graph = torch.is_grad_enabled() and x.requires_grad
+    with torch.inference_mode(False), torch.enable_grad():
+        at = x if graph else x.detach().clone().requires_grad_()
+        p = score(at, level)
+        x0 = p.x0
+    if not x0.requires_grad:
+        raise NetworkError(f"{getattr(score, 'name', type(score).__name__)} at t={_show(level.t)}: its output has no gradient with respect to "
+                           "x, which this guidance needs; expected a network that is not run under torch.no_grad() or detached.")
+
+    def pull(v: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.autograd.grad(x0, at, v if graph else v.detach().clone(), create_graph=graph, retain_graph=True)[0]
+
+    if graph:
+        return p, pull
+    return Prediction(x, p.level, **{k: p._known[k].detach() for k in p.given}), pull
+
+
 PREDICTS = (*QUANTITIES, "edm")
 TimeInput = str | Callable[[NoiseLevel], Any]
 _TIME_INPUTS: dict[str, Callable[[NoiseLevel], Any]] = {

@@ -297,6 +297,38 @@ class GaussianMixture(Target):
         off = each - mean[..., None]
         return mean, cov + (r[:, None] * off) @ off.transpose(1, 2)
 
+    def given(self, operator: Any, y: Any, std: float) -> GaussianMixture:
+        """The law of x_0 given y = A x_0 + N(0, std^2 I), again a mixture: with S_k = A C_k A^T + std^2 I and K_k = C_k A^T S_k^{-1} it
+        has the weights, means and covariances
+
+            w_k N(y; A mu_k, S_k),        mu_k + K_k (y - A mu_k),        (I - K_k A) C_k (I - K_k A)^T + std^2 K_k K_k^T.
+
+        ``operator``: one of ``sdediff.operators``, or a matrix (m, d); ``y``: (*measured), one measurement. Raises TypeError or ValueError
+        on values that are not finite, wrong shapes, and std <= 0."""
+        terms, means, covs = self._observed(operator, y, std)
+        return GaussianMixture(means, covs, (terms - terms.max()).exp(), name=f"{self.name} given y")
+
+    def log_evidence(self, operator: Any, y: Any, std: float) -> float:
+        """log p(y) in nats, of one measurement y = A x_0 + N(0, std^2 I). Arguments as for ``given``."""
+        return float(self._observed(operator, y, std)[0].logsumexp(0))
+
+    def _observed(self, operator: Any, y: Any, std: float) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_k N(y; A mu_k, S_k); means and covariances of the components given y."""
+        a = _array("operator", getattr(operator, "matrix", operator))[0]
+        v, measured = real("std", std, 0.0, low_open=True)**2, _array("y", y)[0].flatten()
+        if a.ndim != 2 or a.shape != (len(measured), self.dim):
+            raise ValueError(f"operator: {tuple(a.shape)} for y of {len(measured)} numbers and {self.name} in {self.dim} dimensions; "
+                             f"expected ({len(measured)}, {self.dim}).")
+        c, off = self.covs, measured - self.means @ a.T
+        lower = torch.linalg.cholesky(a @ c @ a.T + v * torch.eye(len(a), dtype=torch.float64))
+        gain = torch.cholesky_solve(a @ c, lower).transpose(1, 2)                       # C A^T S^{-1}
+        white = torch.linalg.solve_triangular(lower, off[..., None], upper=False)[..., 0]
+        log_det = 2 * torch.diagonal(lower, dim1=1, dim2=2).log().sum(1)
+        kept = torch.eye(self.dim, dtype=torch.float64) - gain @ a
+        covs = kept @ c @ kept.transpose(1, 2) + v * gain @ gain.transpose(1, 2)
+        return (self.weights.log() - 0.5 * ((white**2).sum(1) + log_det + len(measured) * LOG_2PI),
+                self.means + (gain @ off[..., None])[..., 0], 0.5 * (covs + covs.transpose(1, 2)))
+
     def _draw(self, z: Tensor) -> Tensor:
         k = _pick(self.weights, z[0])
         z = z[1:].T * self._spectra.sqrt().expand(len(self.means), -1)[k]

@@ -8,6 +8,7 @@ from .external import SciPy, TorchDiffEq, TorchDiffEqFixed, TorchSDE, TorchSDEFo
 from .langevin import Langevin
 from .multistep import ERSDE, IPNDM, AdamsBashforth, extended_eta
 from .nonstationary import NonStationary
+from .observing import DDRM, DPS, Observing, Replacement, TwistedSMC
 from .onestep import EULER, HEUN, KUTTA, MIDPOINT, RK4, SRA1, EulerMaruyama, ReverseDiffusion, RungeKutta, StochasticHeun
 from .parallel import Picard
 from .renoising import Ancestral, Churn, Interval, Restart
@@ -16,10 +17,10 @@ from .tracing import Form, Table, table
 from .wrappers import Chain, Exploded, Start, started
 
 __all__ = [
-    "BOGACKI_SHAMPINE", "DDIM", "DORMAND_PRINCE", "ERSDE", "EULER", "HEUN", "IPNDM", "KUTTA", "MIDPOINT", "RK4", "SRA1",
-    "AdamsBashforth", "AdaptiveRungeKutta", "Ancestral", "Angular", "Chain", "Churn", "EmbeddedPair", "EulerMaruyama", "Exploded",
-    "Exponential", "Form", "GottaGoFast", "Interval", "Langevin", "Multistep", "NonStationary", "Picard", "PredictorCorrector",
-    "Restart", "ReverseDiffusion", "Rosenbrock", "RungeKutta", "SciPy", "SingleStep", "Solver", "Start", "State", "StepBudgetError",
-    "StochasticHeun", "Table", "TorchDiffEq", "TorchDiffEqFixed", "TorchSDE", "TorchSDEForm", "analytic_variance", "as_torchsde",
-    "dpm_solver", "extended_eta", "started", "table", "unipc",
+    "BOGACKI_SHAMPINE", "DDIM", "DDRM", "DORMAND_PRINCE", "DPS", "ERSDE", "EULER", "HEUN", "IPNDM", "KUTTA", "MIDPOINT", "RK4",
+    "SRA1", "AdamsBashforth", "AdaptiveRungeKutta", "Ancestral", "Angular", "Chain", "Churn", "EmbeddedPair", "EulerMaruyama",
+    "Exploded", "Exponential", "Form", "GottaGoFast", "Interval", "Langevin", "Multistep", "NonStationary", "Observing", "Picard",
+    "PredictorCorrector", "Replacement", "Restart", "ReverseDiffusion", "Rosenbrock", "RungeKutta", "SciPy", "SingleStep",
+    "Solver", "Start", "State", "StepBudgetError", "StochasticHeun", "Table", "TorchDiffEq", "TorchDiffEqFixed", "TorchSDE",
+    "TorchSDEForm", "TwistedSMC", "analytic_variance", "as_torchsde", "dpm_solver", "extended_eta", "started", "table", "unipc",
 ]

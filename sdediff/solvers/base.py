@@ -61,6 +61,10 @@ class Solver(abc.ABC):
         are taken by ``solver.over(levels)``; the loops do so."""
         return self
 
+    def diagnostics(self, state: State) -> dict[str, Any]:
+        """What a finished run's last state tells beside the samples."""
+        return {}
+
     def accepts(self, eq: ReverseSDE) -> None:
         """Raises ValueError where this solver cannot integrate this equation."""
         if self.noise == "never" and not eq.is_ode:

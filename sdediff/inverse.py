@@ -1,0 +1,241 @@
+r"""Inverse problems: samples x_0 that agree with a measurement y = A x_0 + n, n ~ N(0, v I), as a Score made of the prior's.
+
+Were x_0 given x_t Gaussian with covariance C, its mean given y as well would be a Kalman update of the denoiser,
+
+    E[x_0 | x_t, y] = x0 + C A^T (A C A^T + v I)^{-1} (y - A x0),                                                       (K)
+
+and Tweedie's second-order formula says which C that is: C = sigma^2/alpha J^T, J = d x0/d x_t, a backward pass. Methods differ in what they
+put in place of the first C, the gain's direction, and of the second one, the uncertainty of A x0:
+
+                                                        C outside           C inside the inverse
+    tweedie   Boys et al. 2023; Rozet et al. 2024       sigma^2/alpha J^T   sigma^2/alpha J^T, by conjugate gradients
+    pigdm     Song et al. 2023                          sigma^2/alpha J^T   r^2 I,  r^2 = sigma^2 s^2/(alpha^2 s^2 + sigma^2)
+    dps       Chung et al. 2023, as derived             sigma^2/alpha J^T   0
+    diffpir   Zhu et al. 2023                           r^2 I               r^2 I,  r^2 = (sigma/alpha)^2/strength
+    ddnm      Wang et al. 2022                          r^2 I               r^2 I,  r^2 -> infinity: x0 + A^+ (y - A x0)
+
+(K) with both by Tweedie is exact for Gaussian data; the r^2 of pigdm is C itself for data N(m, s^2 I). None is exact otherwise: benchmarks
+and docs measure by how much. As Scores they work with every method. What cannot be said as a Score, for it acts on the state,
+are methods of their own, on a score that observes: replacement and RePaint, DPS with the step sizes of its paper, DDRM, and twisted
+sequential Monte Carlo, which is exact in the limit of many particles (``solvers.observing``).
+"""
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contracts import integer, real
+from .guidance import Guided
+from .operators import Operator, check
+from .score import Prediction, Score, cut, pullback, spread
+from .sde import NoiseLevel
+
+MEASUREMENT = "measurement"     # the condition's name
+
+
+@dataclass(frozen=True)
+class Observation:
+    """y = A x_0 + N(0, std^2 I). ``y``: (*measured) for all samples, (B, *measured), or None while it is not known yet."""
+
+    operator: Operator
+    std: float
+    y: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.operator, Operator):
+            raise TypeError(f"operator={type(self.operator).__name__}: expected an Operator of sdediff.operators, such as Mask(known).")
+        real("std", self.std, 0.0, low_open=True, hint="that of the measurement's noise; for exact measurements a small one")
+        if self.y is None:
+            return
+        shape = self.operator.measured
+        got = tuple(self.y.shape) if isinstance(self.y, Tensor) and self.y.is_floating_point() else type(self.y).__name__
+        if got != shape and got[1:] != shape:
+            raise ValueError(f"{MEASUREMENT}: got {got}; {type(self.operator).__name__} measures {shape}; expected a floating tensor of "
+                             f"that shape, or (B, {', '.join(map(str, shape))}).")
+        if not bool(torch.isfinite(self.y).all()):
+            raise ValueError(f"{MEASUREMENT}: it holds NaN or inf; expected finite values (coordinates that are not measured are the "
+                             "operator's to leave out, Mask(known)).")
+
+    def of(self, x: Tensor) -> Tensor:
+        """The measurements (B or 1, *measured) of the samples x, in their dtype; a batch that asks about several states of a sample repeats
+        them. ValueError where the shapes differ, or none was given."""
+        self.operator.fits("x", tuple(x.shape[1:]))
+        if self.y is None:
+            raise ValueError(f"{MEASUREMENT}: none was given; expected sample(..., conditions={{{MEASUREMENT!r}: y}}) with y of shape (B, "
+                             f"{', '.join(map(str, self.operator.measured))}).")
+        y = self.y[None] if self.y.ndim == len(self.operator.measured) else spread(self.y, len(x))
+        if len(y) not in (1, len(x)):
+            raise ValueError(f"{MEASUREMENT}: {len(y)} rows for {len(x)} samples; expected one for each.")
+        return y.to(x)
+
+    def residual(self, x0: Tensor) -> Tensor:
+        """y - A x0."""
+        return self.of(x0) - self.operator.forward(x0)
+
+    def blank(self) -> Observation:
+        """The same problem with a measurement of zeros."""
+        return dataclasses.replace(self, y=torch.zeros(self.operator.measured, dtype=torch.float64, device="cpu"))
+
+
+@dataclass(frozen=True)
+class Observed(Guided):
+    """A score that carries an observation, for the methods that read it from the equation; it says what the prior says."""
+
+    observation: Observation
+
+    def condition(self, **conditions: Any) -> Observed:
+        """The same with more conditions; ``measurement`` is the observation's y."""
+        own = conditions.pop(MEASUREMENT, None)
+        made: Any = super().condition(**conditions) if conditions else self
+        return made if own is None else dataclasses.replace(made, observation=dataclasses.replace(self.observation, y=own))
+
+    def rows(self, start: int, stop: int) -> Observed:
+        made: Any = super().rows(start, stop)
+        y = self.observation.y
+        shared = y is None or y.ndim == len(self.observation.operator.measured)
+        return made if shared else dataclasses.replace(made, observation=dataclasses.replace(self.observation, y=cut(y, start, stop)))
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        self.observation.of(x)
+        return self.score(x, level)
+
+
+@dataclass(frozen=True)
+class Posterior(Observed):
+    """(K). ``inside``: r^2 of the isotropic covariance in the inverse is ``inside`` sigma^2 s^2/(alpha^2 s^2 + sigma^2), s = ``scale``.
+    ``jacobian``: whether the gain is along Tweedie's covariance, or along r^2 I. ``iterations``: of conjugate gradients on Tweedie's
+    covariance in the inverse as well, in place of r^2 I. ``strength`` multiplies the update."""
+
+    inside: float = 1.0
+    scale: float = 1.0
+    jacobian: bool = True
+    iterations: int | None = None
+    strength: float = 1.0
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        seen, m = self.observation, level.to(x)
+        if not isinstance(m.sigma, Tensor) and m.sigma == 0:
+            return super().__call__(x, level)
+        seen.of(x)                              # refused before the network is called
+        if not self.jacobian:
+            p = self.score(x, level)
+            return p.shifted(x0=self.strength * self._isotropic(seen.residual(p.x0), m))
+        p, pull = pullback(self.score, x, level)
+        residual = seen.residual(p.x0)
+        lost = m.alpha == 0                     # there the covariance does not follow from the score, and r^2 I stands for it
+        if lost is True:
+            return p.shifted(x0=self.strength * self._isotropic(residual, m))
+        factor = m.sigma**2 / (m.alpha.clamp_min(1e-30) if isinstance(m.alpha, Tensor) else m.alpha)
+        tweedie = lambda u: factor * pull(seen.operator.transpose(u))
+        shift = tweedie(self._inverse(residual, m, tweedie))
+        if isinstance(lost, Tensor) and bool(lost.any()):
+            shift = torch.where(lost, self._isotropic(residual, m), shift)
+        return p.shifted(x0=self.strength * shift)
+
+    def _r2(self, m: NoiseLevel) -> Any:
+        if math.isinf(self.scale):
+            return self.inside * (m.sigma / m.alpha)**2 if isinstance(m.alpha, Tensor) or m.alpha else math.inf
+        return self.inside * m.sigma**2 * self.scale**2 / ((m.alpha * self.scale)**2 + m.sigma**2)
+
+    def _isotropic(self, residual: Tensor, m: NoiseLevel) -> Tensor:
+        """r^2 A^T (r^2 A A^T + v I)^{-1} times the residual."""
+        return self.observation.operator.gain(residual, _per_sample(self._r2(m)), self.observation.std**2)
+
+    def _inverse(self, residual: Tensor, m: NoiseLevel, tweedie: Callable[[Tensor], Tensor]) -> Tensor:
+        """(A C A^T + v I)^{-1} times the residual."""
+        a, v = self.observation.operator, self.observation.std**2
+        if self.iterations is not None:
+            return _conjugate_gradients(lambda u: a.forward(tweedie(u)) + v * u, residual, v, self.iterations)
+        if self.inside == 0:
+            return residual / v
+        return (residual - a.forward(a.gain(residual, _per_sample(self._r2(m)), v))) / v       # (r^2 A A^T + v)^{-1}, by its own gain
+
+
+def _per_sample(r2: Any) -> Any:
+    return r2.flatten() if isinstance(r2, Tensor) else r2
+
+
+def _conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, least: float, iterations: int) -> Tensor:
+    """M^{-1} b for each sample, ``product`` u -> M u, M symmetric with no eigenvalue below ``least`` (Hestenes & Stiefel 1952). Where
+    rounding or a network's Jacobian says otherwise, ``least`` bounds the step."""
+    dot = lambda a, c: (a * c).flatten(1).sum(1).reshape(-1, *[1] * (b.ndim - 1))
+    tiny = torch.finfo(b.dtype).tiny
+    u, r, p, rr = torch.zeros_like(b), b, b, dot(b, b)
+    for _ in range(iterations):
+        q = product(p)
+        step = rr / torch.maximum(dot(p, q), least * dot(p, p)).clamp_min(tiny)
+        u, r = u + step * p, r - step * q
+        rr, old = dot(r, r), rr
+        p = r + rr / old.clamp_min(tiny) * p
+    return u
+
+
+def observe(score: Score, operator: Operator, std: float, y: Tensor | None = None) -> Observed:
+    """``score`` with an observation, for methods that act on the state: method="replacement", "repaint", "dps", "ddrm", "smc".
+
+        seen = sdediff.inverse.observe(score, sdediff.operators.Mask(known), std=0.05)
+        x = sdediff.sample(sde, seen, shape=(64, 2), method="smc", steps=100, conditions={"measurement": y})
+
+    Parameters
+    ----------
+    operator : A, of ``sdediff.operators`` or your own; it is refused unless A^T is its transpose and its decomposition is its own.
+    std : of the measurement's noise, > 0.
+    y : (*measured) for all samples or (B, *measured); or ``conditions={"measurement": y}`` of ``sample``, a row for each sample.
+
+    Raises TypeError or ValueError where the operator, std or y are not as they must be; before the network is called, where x has another
+    shape than the operator measures.
+    """
+    return Observed(score, _checked(operator, std, y, True))
+
+
+def dps(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, strength: float = 1.0) -> Posterior:
+    """Diffusion posterior sampling as its theorem has it: p(y|x_t) by N(y; A x0, v I) (Chung et al. 2023, eq. 11). Stiff for small ``std``;
+    the step sizes of the paper's algorithm are method="dps". Arguments as for ``observe``; ``strength`` multiplies the update."""
+    return Posterior(score, _checked(operator, std, y, False), 0.0, strength=_strength(strength))
+
+
+def pigdm(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, scale: float = 1.0, strength: float = 1.0) -> Posterior:
+    """Pseudo-inverse guidance: A x0 is uncertain by r^2 A A^T, exact for data N(m, scale^2 I) (Song et al. 2023, eq. 7). ``scale``: the
+    data's standard deviation; otherwise as ``observe``."""
+    return Posterior(score, _checked(operator, std, y, True), scale=real("scale", scale, 0.0, low_open=True), strength=_strength(strength))
+
+
+def tweedie(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, iterations: int | None = None,
+            scale: float = 1.0) -> Posterior:
+    """The posterior covariance by Tweedie's formula, solved for by ``iterations`` of conjugate gradients, a backward pass each (None: as
+    many as there are measured numbers, at most 10); exact for Gaussian data with as many as measured numbers (Boys et al. 2023; Rozet
+    et al. 2024). ``scale``: the data's standard deviation, for a start at alpha = 0; otherwise as ``observe``."""
+    seen = _checked(operator, std, y, False)
+    n = min(10, math.prod(seen.operator.measured)) if iterations is None else integer("iterations", iterations, 1)
+    return Posterior(score, seen, scale=real("scale", scale, 0.0, low_open=True), iterations=n)
+
+
+def diffpir(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, strength: float = 1.0) -> Posterior:
+    """Plug-and-play restoration: x0 moved to the minimum of |y - A x|^2/v + strength (alpha/sigma)^2 |x - x0|^2, without a backward pass
+    (Zhu et al. 2023, eq. 12; ``strength`` is its lambda). Otherwise as ``observe``."""
+    return Posterior(score, _checked(operator, std, y, True), 1 / _strength(strength), math.inf, jacobian=False)
+
+
+def ddnm(score: Score, operator: Operator, std: float, y: Tensor | None = None) -> Posterior:
+    """Range-null space: x0 + A^+ (y - A x0), which takes y for exact (Wang et al. 2022, eq. 13). Arguments as for ``observe``."""
+    return Posterior(score, _checked(operator, std, y, True), math.inf, jacobian=False)
+
+
+#: The guidances by name; each is called (score, operator, std, y, **options).
+GUIDANCES: dict[str, Callable[..., Posterior]] = {"tweedie": tweedie, "pigdm": pigdm, "dps": dps, "diffpir": diffpir, "ddnm": ddnm}
+
+
+def _checked(operator: Any, std: float, y: Tensor | None, decomposition: bool) -> Observation:
+    seen = Observation(operator, std, y)
+    check(operator, decomposition=decomposition)
+    return seen
+
+
+def _strength(value: float) -> float:
+    return real("strength", value, 0.0, low_open=True)

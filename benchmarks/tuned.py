@@ -21,7 +21,7 @@ from benchmarks.tuning import BUDGETS, PROCESSES, TARGETS, Contestant, Ground, m
 from sdediff import tuned
 
 FILE = Path(__file__).resolve().parent / "results" / "tuning_tuned.csv"
-TRAJECTORIES = 1024     # to fit on, and to choose on: with 256 of each, few or none of the paths that pass a ridge between modes are among them
+TRAJECTORIES = 1024     # to fit on, and to choose on: among 256 there are few or none of the paths that pass a ridge between modes
 FIELDS = ("target", "process", "calls", "source", "method", "options", "grid", "calls_used", "rmse", "median")
 
 

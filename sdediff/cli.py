@@ -1,4 +1,4 @@
-"""The command line: `sdediff compare`, `train`, `sample`, `tune`, `likelihood`, `interpolate`, `methods`, `bench`. What they do is in
+"""The command line: `sdediff compare`, `train`, `sample`, `inpaint`, `tune`, `likelihood`, `interpolate`, `methods`, `bench`. They are in
 `runs` and `evaluate`; here are words and arguments."""
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   sdediff compare --data digits                the real 8x8 digits
   sdediff compare --data points.csv            your own points, one a row
   sdediff sample runs/two-moons --method heun  draw more from a trained run, without training again
+  sdediff inpaint runs/digits --measured upper  samples of what fits half a picture
   sdediff tune runs/two-moons --nfe 5 10 20    methods tuned to the run: the least error for a number of network calls
   sdediff likelihood runs/two-moons            log-likelihood of held-out data, with its error; bits per dimension
   sdediff interpolate runs/two-moons           a picture of ways through the latent space
@@ -64,6 +65,13 @@ INTERPOLATE = """examples:
   sdediff interpolate runs/digits --points 11 --method dpm++2m:steps=40 --seed 3"""
 
 
+INPAINT = """examples:
+  sdediff inpaint runs/two-moons --measured 1                       the second coordinate from the first
+  sdediff inpaint runs/digits --measured upper --n 8                the lower halves of held-out digits
+  sdediff inpaint runs/digits --measured mean:2 --posterior pigdm --method heun --steps 40      from 4x4 means
+  sdediff inpaint runs/digits --measured blur:1 --posterior tweedie:iterations=5 --std 0.1
+
+tweedie, pigdm, plug_in, diffpir and ddnm guide any --method; replacement, repaint, dps:zeta=..., ddrm and smc are methods themselves."""
 METHODS = """examples:
   sdediff methods                      the catalogue
   sdediff methods dpm++2m              its coefficients on three steps
@@ -104,6 +112,7 @@ def _parsers(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, ArgumentPar
     each = {"compare": (_compare_parser(argv), "train, sample by several methods, measure, draw"),
             "train": (_train_parser(argv), "train only"),
             "sample": (_sample_parser(), "draw samples from a trained run"),
+            "inpaint": (_inpaint_parser(), "draw from the posteriors of measured held-out samples"),
             "tune": (_tune_parser(), "tune methods to a trained run, one for each number of network calls"),
             "likelihood": (_likelihood_parser(), "log-likelihood of held-out data under a trained run"),
             "interpolate": (_interpolate_parser(), "ways between held-out samples through a run's latent space"),
@@ -207,6 +216,27 @@ def _tune_parser() -> ArgumentParser:
     parser.add_argument("--starts", type=int, default=3, help="the best standard methods and grids that are descended from")
     parser.add_argument("--seed", type=int, default=0, help="of the starts")
     parser.add_argument("--overwrite", action="store_true", help="tune budgets again that the run has a method for")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
+    return _common(parser, progress=True)
+
+
+def _inpaint_parser() -> ArgumentParser:
+    parser = _Parser(description="Measures held-out samples of a run's data, y = A x + noise, and draws from the posterior of each: "
+                     "inpaint.png and inpaint.npy in the run. For toys whose posterior is known, the distance to it.", epilog=INPAINT,
+                     formatter_class=_Help, usage="sdediff inpaint RUN --measured WHAT [options]")
+    parser.add_argument("run", type=str, metavar="RUN", help="the folder of a trained run")
+    parser.add_argument("--measured", type=str, required=True, metavar="WHAT", help="of images: upper, lower, left, right, outside, "
+                        "blur:STD or mean:FACTOR; of points: coordinates, 1 or 1,3; of either random:SHARE")
+    parser.add_argument("--posterior", type=str, default="smc", help="NAME or NAME:KEY=VALUE,... of tweedie, pigdm, plug_in, diffpir, "
+                        "ddnm, replacement, repaint, dps, ddrm, smc")
+    parser.add_argument("--method", type=str, default="dpm++2m-sde", help="of a guidance: NAME or NAME:KEY=VALUE,...")
+    parser.add_argument("--steps", type=int | None, default=None, help="grid intervals (default: 100)")
+    parser.add_argument("--nfe", type=int | None, default=None, help="a budget of network calls, in place of steps")
+    parser.add_argument("--std", type=float, default=0.05, help="of the measurement's noise, in the network's units")
+    parser.add_argument("-n", "--n", type=int, default=6, help="held-out samples that are measured")
+    parser.add_argument("--draws", type=int, default=64, help="samples of each posterior; the particles of smc")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice, the noise and the samples")
+    parser.add_argument("--overwrite", action="store_true", help="replace inpaint.npy if it exists")
     parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     return _common(parser, progress=True)
 
@@ -386,6 +416,16 @@ def _sample(chosen: Namespace, parser: ArgumentParser) -> int:
     return 0
 
 
+def _inpaint(chosen: Namespace, parser: ArgumentParser) -> int:
+    from . import evaluate
+    from .contracts import device
+    budget = {"steps": chosen.steps if chosen.steps is not None or chosen.nfe is not None else 100, "nfe": chosen.nfe}
+    print(evaluate.inpaint(Path(chosen.run), chosen.measured, chosen.posterior, method=chosen.method, **budget, std=chosen.std, n=chosen.n,
+                           draws=chosen.draws, seed=chosen.seed, overwrite=chosen.overwrite, device=device("device", chosen.device),
+                           progress=not chosen.quiet and sys.stderr.isatty()))
+    return 0
+
+
 def _tune(chosen: Namespace, parser: ArgumentParser) -> int:
     from . import evaluate, runs
     from .contracts import device
@@ -449,5 +489,5 @@ def _bench(chosen: Namespace, parser: ArgumentParser) -> int:
     return 0
 
 
-COMMANDS: dict[str, Any] = {"compare": _compare, "train": _train, "sample": _sample, "tune": _tune, "likelihood": _likelihood,
-                            "interpolate": _interpolate, "methods": _methods, "bench": _bench}
+COMMANDS: dict[str, Any] = {"compare": _compare, "train": _train, "sample": _sample, "inpaint": _inpaint, "tune": _tune,
+                            "likelihood": _likelihood, "interpolate": _interpolate, "methods": _methods, "bench": _bench}

@@ -1,4 +1,4 @@
-r"""What `sdediff likelihood`, `sdediff interpolate` and `sdediff tune` do with a trained run.
+r"""What `sdediff likelihood`, `sdediff interpolate`, `sdediff inpaint` and `sdediff tune` do with a trained run.
 
 *Likelihood.* Held-out data are noised to the clean end t_end, z = alpha x + sigma eps, and everything is said of the law of z: its log
 density under the probability flow; the bound on it of the reverse SDE; the law's own, for a toy, whose exact density the run was trained
@@ -21,14 +21,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import latent, likelihood, plots, runs, tuned, tuning
-from .contracts import integer
+from . import inverse, latent, likelihood, metrics, operators, plots, runs, sampling, targets, tuned, tuning
+from .contracts import choice, integer, real
 from .data import Dataset, load
 from .likelihood import Bins, bits_per_dim
 from .sde import NoiseLevel
 from .tuned import Tuned
 
 FILE, PICTURE = "likelihood.json", "interpolation.png"
+PARTS = {"upper": (slice(None, 0.5), slice(None)), "lower": (slice(0.5, None), slice(None)), "left": (slice(None), slice(None, 0.5)),
+         "right": (slice(None), slice(0.5, None))}
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,108 @@ def interpolate(run: Path, entry: runs.Entry, n: int, points: int, *, seed: int 
     figure = plots.interpolation(paths, pool, "latent arcs between held-out samples")
     figure.savefig(run / PICTURE)
     return run / PICTURE, rms(back - ends) / rms(ends)
+
+
+def measurement(text: str, event: Sequence[int], seed: int = 0) -> operators.Operator:
+    """A linear operator as a command line spells it, on events of a shape: of images "upper", "lower", "left", "right" (the half that is
+    known), "outside" (all but the middle), "blur:STD", "mean:FACTOR"; of points coordinates "1,3", counted from 1; "random:SHARE" of
+    either. Raises ValueError on anything else."""
+    kind, _, value = text.partition(":")
+    image = len(event) == 3
+    expected = ("upper, lower, left, right, outside, random:SHARE, blur:STD or mean:FACTOR" if image else
+                "coordinates such as 1 or 1,3, or random:SHARE")
+    known = torch.zeros(tuple(event), dtype=torch.bool)
+    try:
+        if kind == "random":
+            known = torch.rand(*event, generator=torch.Generator().manual_seed(seed)) < real("SHARE", float(value), 0.0, 1.0, low_open=True)
+        elif image and kind in PARTS:
+            cut = [slice(*(None if v is None else int(v * n) for v in (part.start, part.stop))) for part, n in zip(PARTS[kind], event[1:])]
+            known[:, cut[0], cut[1]] = True
+        elif image and kind == "outside":
+            known[:] = True
+            known[:, event[1] // 4:-(event[1] // 4) or None, event[2] // 4:-(event[2] // 4) or None] = False
+        elif image and kind == "blur":
+            return operators.Blur(tuple(event), float(value))
+        elif image and kind == "mean":
+            return operators.Downsample(tuple(event), int(value))
+        elif not image:
+            for part in text.split(","):
+                known[integer("coordinate", int(part), 1, event[0]) - 1] = True
+        else:
+            raise ValueError("no such kind")
+        return operators.Mask(known)
+    except ValueError as error:
+        raise ValueError(f"measured={text!r} ({str(error).rstrip('.')}); expected {expected}.") from None
+
+
+@dataclass(frozen=True)
+class Inpainted:
+    """What `sdediff inpaint` made: its files; ``agreement``, the root mean square of (A x - y)/std, 1 where the posterior fits its noise;
+    network calls; the least effective sample size of a cloud, of smc; sliced W2 to the exact posterior and its floor, for a toy."""
+
+    picture: Path
+    samples: Path
+    agreement: float
+    nfe: int
+    ess: float | None
+    distance: float | None
+    floor: float | None
+
+    def __str__(self) -> str:
+        parts = [f"{self.nfe} network calls", f"|A x - y|/std {self.agreement:.2f}"]
+        parts += [f"least effective sample size {self.ess:.0f}"] if self.ess is not None else []
+        parts += [f"sliced W2 to the exact posterior {self.distance:.3f} (floor {self.floor:.3f})"] if self.distance is not None else []
+        return f"{self.picture}, {self.samples}: " + "; ".join(parts)
+
+
+def inpaint(run: Path, measured: str, posterior: str, *, method: str = "dpm++2m-sde", steps: int | None = None, nfe: int | None = None,
+            std: float = 0.05, n: int = 6, draws: int = 64, seed: int = 0, overwrite: bool = False, progress: bool = False,
+            device: torch.device | str = "cpu") -> Inpainted:
+    """Measures n held-out samples (``measurement``; noise ``std``, in the network's units) and draws from their posteriors: inpaint.png and
+    inpaint.npy (n, draws, *D) in the run's folder, in the data's units. ``posterior``: NAME or NAME:KEY=VALUE,... of ``inverse.GUIDANCES``,
+    sampled by ``method``, or of a method on the state (``methods(observing=True)``). Raises FileExistsError where inpaint.npy is there, and
+    what ``inverse.observe`` and ``sample`` raise."""
+    import numpy as np
+    config, checkpoint, score = runs.read(run)
+    dataset, sde = load(config["data"], seed=config.get("seed", 0)), checkpoint.sde
+    n, draws = integer("n", n, 1, dataset.limit), integer("draws", draws, 1)
+    picture, path = run / "inpaint.png", run / "inpaint.npy"
+    name, options = runs.spelled(posterior)
+    operator = measurement(measured, dataset.event, integer("seed", seed, 0))
+    from .recipes import methods
+    choice("posterior", name, [*inverse.GUIDANCES, *methods(observing=True)])
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"out='{path}' exists; --overwrite replaces it.")
+    score = replace(score, network=score.network.to(device))                                # type: ignore[attr-defined]
+    if name in inverse.GUIDANCES:
+        seen: Any = inverse.GUIDANCES[name](score, operator, std, **options)
+        entry = runs.Entry.parse(method, steps=steps, nfe=nfe)
+    else:
+        seen = inverse.observe(score, operator, std)
+        said = f"{posterior}{',' if options else ':'}particles={draws}" if name == "smc" and "particles" not in options else posterior
+        entry = runs.Entry.parse(said, steps=steps, nfe=nfe)
+    generator = torch.Generator().manual_seed(seed)
+    pool = dataset.held_out(min(dataset.limit or 4000, 4000))
+    truth = pool[torch.randperm(len(pool), generator=generator)[:n]]
+    y = operator(truth) + std * torch.randn(n, *operator.measured, generator=generator)
+    info = sampling.sample_info(sde, seen, shape=(n * draws, *dataset.event), method=entry.method, seed=seed, progress=progress,  # type: ignore[arg-type]
+                                conditions={"measurement": y.repeat_interleave(draws, 0).to(device)}, **entry.budget)
+    x = info.x.cpu().reshape(n, draws, *dataset.event)
+    off = (operator(x.flatten(0, 1)) - y.repeat_interleave(draws, 0)) / std
+    ess = info.diagnostics.get("ess")
+    distance = floor = None
+    if isinstance(dataset.target, targets.GaussianMixture):             # a toy's units are the network's
+        exact = [dataset.target.given(operator, one, std) for one in y]
+        fresh = [[p.sample(draws, seed=seed + 1 + k, dtype=x.dtype) for k in range(2)] for p in exact]
+        distance = sum(metrics.sliced_w2(a, b).value for a, (b, _) in zip(x, fresh)) / n if draws > 20 else None
+        floor = sum(metrics.sliced_w2(a, b).value for a, b in fresh) / n if draws > 20 else None
+    restore = lambda v: dataset.restore(v)
+    plots.posteriors(restore(truth), restore(operator.pinv(y)), torch.stack([restore(v) for v in x]), restore(pool),
+                     f"{measured} measured, {entry.label if name not in inverse.GUIDANCES else posterior}").savefig(picture)
+    temporary = path.with_name(f".{path.name}.tmp.npy")
+    np.save(temporary, torch.stack([restore(v) for v in x]).numpy())
+    temporary.replace(path)
+    return Inpainted(picture, path, float(off.square().mean().sqrt()), info.nfe, None if ess is None else float(ess.min()), distance, floor)
 
 
 def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: bool = False, progress: bool = False,

@@ -10,7 +10,7 @@ put in place of the first C, the gain's direction, and of the second one, the un
                                                         C outside           C inside the inverse
     tweedie   Boys et al. 2023; Rozet et al. 2024       sigma^2/alpha J^T   sigma^2/alpha J^T, by conjugate gradients
     pigdm     Song et al. 2023                          sigma^2/alpha J^T   r^2 I,  r^2 = sigma^2 s^2/(alpha^2 s^2 + sigma^2)
-    dps       Chung et al. 2023, as derived             sigma^2/alpha J^T   0
+    plug_in   Chung et al. 2023, before its step sizes  sigma^2/alpha J^T   0
     diffpir   Zhu et al. 2023                           r^2 I               r^2 I,  r^2 = (sigma/alpha)^2/strength
     ddnm      Wang et al. 2022                          r^2 I               r^2 I,  r^2 -> infinity: x0 + A^+ (y - A x0)
 
@@ -37,6 +37,7 @@ from .score import Prediction, Score, cut, pullback, spread
 from .sde import NoiseLevel
 
 MEASUREMENT = "measurement"     # the condition's name
+TRUST = 10.0                    # sigma/alpha over the data's scale, above which the covariance of the data is all that there is to know
 
 
 @dataclass(frozen=True)
@@ -110,32 +111,33 @@ class Observed(Guided):
 class Posterior(Observed):
     """(K). ``inside``: r^2 of the isotropic covariance in the inverse is ``inside`` sigma^2 s^2/(alpha^2 s^2 + sigma^2), s = ``scale``.
     ``jacobian``: whether the gain is along Tweedie's covariance, or along r^2 I. ``iterations``: of conjugate gradients on Tweedie's
-    covariance in the inverse as well, in place of r^2 I. ``strength`` multiplies the update."""
+    covariance in the inverse as well, in place of r^2 I. ``strength`` multiplies the update. Where sigma/alpha > ``trust`` ``scale`` the
+    covariance is r^2 I throughout: it is close to the prior's there, while an error of the network in eps enters Tweedie's with the factor
+    (sigma/alpha)^2."""
 
     inside: float = 1.0
     scale: float = 1.0
     jacobian: bool = True
     iterations: int | None = None
     strength: float = 1.0
+    trust: float = math.inf
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         seen, m = self.observation, level.to(x)
         if not isinstance(m.sigma, Tensor) and m.sigma == 0:
             return super().__call__(x, level)
         seen.of(x)                              # refused before the network is called
-        if not self.jacobian:
+        far = m.alpha * self.trust * self.scale < m.sigma if math.isfinite(self.trust) else m.alpha == 0
+        if not self.jacobian or far is True:
             p = self.score(x, level)
             return p.shifted(x0=self.strength * self._isotropic(seen.residual(p.x0), m))
         p, pull = pullback(self.score, x, level)
         residual = seen.residual(p.x0)
-        lost = m.alpha == 0                     # there the covariance does not follow from the score, and r^2 I stands for it
-        if lost is True:
-            return p.shifted(x0=self.strength * self._isotropic(residual, m))
         factor = m.sigma**2 / (m.alpha.clamp_min(1e-30) if isinstance(m.alpha, Tensor) else m.alpha)
         tweedie = lambda u: factor * pull(seen.operator.transpose(u))
         shift = tweedie(self._inverse(residual, m, tweedie))
-        if isinstance(lost, Tensor) and bool(lost.any()):
-            shift = torch.where(lost, self._isotropic(residual, m), shift)
+        if isinstance(far, Tensor) and bool(far.any()):
+            shift = torch.where(far, self._isotropic(residual, m), shift)
         return p.shifted(x0=self.strength * shift)
 
     def _r2(self, m: NoiseLevel) -> Any:
@@ -194,26 +196,30 @@ def observe(score: Score, operator: Operator, std: float, y: Tensor | None = Non
     return Observed(score, _checked(operator, std, y, True))
 
 
-def dps(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, strength: float = 1.0) -> Posterior:
-    """Diffusion posterior sampling as its theorem has it: p(y|x_t) by N(y; A x0, v I) (Chung et al. 2023, eq. 11). Stiff for small ``std``;
-    the step sizes of the paper's algorithm are method="dps". Arguments as for ``observe``; ``strength`` multiplies the update."""
+def plug_in(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, strength: float = 1.0) -> Posterior:
+    """The denoiser plugged into the likelihood, p(y|x_t) by N(y; A x0, v I), as diffusion posterior sampling is derived (Chung et al. 2023,
+    eq. 11). Stiff where ``std`` is small; method="dps" has the step sizes of the paper's algorithm. Arguments as for ``observe``;
+    ``strength`` multiplies the update."""
     return Posterior(score, _checked(operator, std, y, False), 0.0, strength=_strength(strength))
 
 
-def pigdm(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, scale: float = 1.0, strength: float = 1.0) -> Posterior:
+def pigdm(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, scale: float = 1.0, strength: float = 1.0,
+          trust: float = TRUST) -> Posterior:
     """Pseudo-inverse guidance: A x0 is uncertain by r^2 A A^T, exact for data N(m, scale^2 I) (Song et al. 2023, eq. 7). ``scale``: the
-    data's standard deviation; otherwise as ``observe``."""
-    return Posterior(score, _checked(operator, std, y, True), scale=real("scale", scale, 0.0, low_open=True), strength=_strength(strength))
+    data's standard deviation. ``trust``: the noise level sigma/alpha, in units of ``scale``, above which the network's Jacobian is not used
+    (``math.inf``: it always is, which suits exact scores); otherwise as ``observe``."""
+    return Posterior(score, _checked(operator, std, y, True), scale=real("scale", scale, 0.0, low_open=True), strength=_strength(strength),
+                     trust=_trust(trust))
 
 
 def tweedie(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, iterations: int | None = None,
-            scale: float = 1.0) -> Posterior:
+            scale: float = 1.0, trust: float = TRUST) -> Posterior:
     """The posterior covariance by Tweedie's formula, solved for by ``iterations`` of conjugate gradients, a backward pass each (None: as
     many as there are measured numbers, at most 10); exact for Gaussian data with as many as measured numbers (Boys et al. 2023; Rozet
-    et al. 2024). ``scale``: the data's standard deviation, for a start at alpha = 0; otherwise as ``observe``."""
-    seen = _checked(operator, std, y, False)
+    et al. 2024). ``scale`` and ``trust`` as for ``pigdm``, which it is above that noise level; otherwise as ``observe``."""
+    seen = _checked(operator, std, y, True)
     n = min(10, math.prod(seen.operator.measured)) if iterations is None else integer("iterations", iterations, 1)
-    return Posterior(score, seen, scale=real("scale", scale, 0.0, low_open=True), iterations=n)
+    return Posterior(score, seen, scale=real("scale", scale, 0.0, low_open=True), iterations=n, trust=_trust(trust))
 
 
 def diffpir(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, strength: float = 1.0) -> Posterior:
@@ -228,13 +234,17 @@ def ddnm(score: Score, operator: Operator, std: float, y: Tensor | None = None) 
 
 
 #: The guidances by name; each is called (score, operator, std, y, **options).
-GUIDANCES: dict[str, Callable[..., Posterior]] = {"tweedie": tweedie, "pigdm": pigdm, "dps": dps, "diffpir": diffpir, "ddnm": ddnm}
+GUIDANCES: dict[str, Callable[..., Posterior]] = {"tweedie": tweedie, "pigdm": pigdm, "plug_in": plug_in, "diffpir": diffpir, "ddnm": ddnm}
 
 
 def _checked(operator: Any, std: float, y: Tensor | None, decomposition: bool) -> Observation:
     seen = Observation(operator, std, y)
     check(operator, decomposition=decomposition)
     return seen
+
+
+def _trust(value: float) -> float:
+    return math.inf if value == math.inf else real("trust", value, 0.0)
 
 
 def _strength(value: float) -> float:

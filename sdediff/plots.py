@@ -440,6 +440,34 @@ def interpolation(paths: Tensor, data: Tensor, title: str = "") -> Figure:
         return figure
 
 
+def posteriors(truth: Tensor, measured: Tensor, draws: Tensor, data: Tensor, title: str = "") -> Figure:
+    """Posterior samples (n, draws, *D) of n measurements: images in a row each, after the truth and what was ``measured`` of it; points in
+    a panel each, over the data."""
+    n, spread = len(truth), torch.linspace(0, draws.shape[1] - 1, min(10, draws.shape[1])).long().unique()
+    with _style():
+        if data.ndim == 4:
+            columns = [truth[:, None], measured[:, None], draws[:, spread]]
+            figure = _figure(0.62 * (2 + len(spread)), 0.62 * n + 0.7)
+            left, right = figure.subplots(1, 2, width_ratios=[2, len(spread)])
+            for ax, parts, name in ((left, columns[:2], "truth, measured"), (right, columns[2:], "draws")):
+                block = torch.cat(parts, 1)
+                _show(ax, block.flatten(0, 1).float(), block.shape[1], n)
+                ax.set_title(name, loc="left", fontsize=9)
+        else:
+            bounds, wide = _bounds(data), min(n, 4)
+            figure = _figure(2.45 * wide, 2.1 * _shape(bounds) * -(-n // wide) + 0.6)
+            for k, ax in enumerate(figure.subplots(-(-n // wide), wide, squeeze=False).ravel()):
+                if k >= n:
+                    ax.set_axis_off()
+                    continue
+                _draw(ax, data, bounds, colour=FAINT)
+                _dots(ax, draws[k], 7, BLUE, 0.7)
+                ax.plot(truth[k, 0], truth[k, 1] if truth.shape[1] > 1 else 0, "X", color=VERMILLION, ms=7, mec="white", mew=0.8, zorder=4)
+                ax.tick_params(labelbottom=k + wide >= n, labelleft=k % wide == 0)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10, fontweight="bold")
+        return figure
+
+
 def tuned(sde: SDE, methods: Mapping[int, Tuned], title: str = "") -> Figure:
     """Tuned methods by network calls: their knots in log-SNR beside standard grids of as many steps, and their errors before and after."""
     rows = sorted(methods.items())

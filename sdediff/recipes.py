@@ -509,9 +509,10 @@ def _ddrm(name: str, eta: float = 0.85, eta_b: float = 1.0) -> Method:
 
 
 @_observing("smc")
-def _smc(name: str, particles: int | None = 64, threshold: float = 0.5, scale: float = 1.0) -> Method:
+def _smc(name: str, particles: int | None = 64, threshold: float = 0.5, scale: float = 1.0,
+         trust: float = 10.0) -> Method:
     """Twisted sequential Monte Carlo, exact in the limit of many particles; clouds of consecutive samples (Wu et al. 2023)."""
-    return Method(name, TwistedSMC(particles, threshold, scale), grid=LogSNR())
+    return Method(name, TwistedSMC(particles, threshold, scale, trust), grid=LogSNR())
 
 
 def _langevin_steps(kind: str, snr: float, steps: int, rule: str, density: Any) -> Langevin:

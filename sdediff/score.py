@@ -185,7 +185,8 @@ def pullback(score: Score, x: Tensor, level: NoiseLevel) -> tuple[Prediction, Ca
         p = score(at, level)
         x0 = p.x0
     if not x0.requires_grad:
-        raise NetworkError(f"{getattr(score, 'name', type(score).__name__)} at t={_show(level.t)}: its output has no gradient with respect to "
+        name = getattr(score, "name", type(score).__name__)
+        raise NetworkError(f"{name} at t={_show(level.t)}: its output has no gradient with respect to "
                            "x, which this guidance needs; expected a network that is not run under torch.no_grad() or detached.")
 
     def pull(v: Tensor) -> Tensor:

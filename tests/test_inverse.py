@@ -54,7 +54,7 @@ def test_tweedie_is_exact_for_gaussian_data(sde, given):
     posterior = GAUSSIAN.given(A, Y, STD)
     for t in (0.9, 0.4, 0.05):
         level, x = sde.at(t * sde.t_max), 2 * torch.randn(4, 5, generator=G, dtype=F64)
-        found, exact = inverse.tweedie(score, A, STD, Y)(x, level), posterior.score(x, level)
+        found, exact = inverse.tweedie(score, A, STD, Y, trust=math.inf)(x, level), posterior.score(x, level)
         assert found.given == (given,)
         assert torch.allclose(found.x0, exact.x0, atol=1e-8 * max(1.0, level.sigma / level.alpha))
         assert torch.allclose(found.eps, exact.eps, atol=1e-8 * max(1.0, level.alpha / level.sigma))
@@ -71,17 +71,17 @@ def test_pigdm_is_exact_for_isotropic_gaussian_data_also_at_alpha_zero():
 def test_fewer_conjugate_gradients_are_a_krylov_method():
     exact = GAUSSIAN.given(A, Y, STD).score
     level, x = VP.at(0.4), torch.randn(4, 5, generator=G, dtype=F64)
-    error = [float((inverse.tweedie(GAUSSIAN.score, A, STD, Y, iterations=k)(x, level).x0 - exact(x, level).x0).norm()) for k in (1, 2, 3, 6)]
+    error = [float((inverse.tweedie(GAUSSIAN.score, A, STD, Y, iterations=k, trust=math.inf)(x, level).x0 - exact(x, level).x0).norm()) for k in (1, 2, 3, 6)]
     assert error[0] > error[2] and error[2] < 1e-8 and error[3] < 1e-8      # three measured numbers; more iterations do no harm
 
 
-def test_dps_is_the_gradient_of_its_likelihood():
+def test_plug_in_is_the_gradient_of_its_likelihood():
     level, x = VP.at(0.3), torch.randn(4, 2, generator=G, dtype=F64, requires_grad=True)
     x0 = MIXTURE.score(x, level).x0
     likelihood = -0.5 * ((Y1 - x0[:, :1]) / 0.1).square().sum()
     gradient = torch.autograd.grad(likelihood, x)[0]
     x = x.detach()
-    found = inverse.dps(MIXTURE.score, SEEN, 0.1, Y1)(x, level).score - MIXTURE.score(x, level).score
+    found = inverse.plug_in(MIXTURE.score, SEEN, 0.1, Y1)(x, level).score - MIXTURE.score(x, level).score
     assert torch.allclose(found, gradient, atol=1e-10)
 
 
@@ -135,7 +135,7 @@ def test_a_network_prior_with_conditions_of_its_own():
 def test_likelihood_under_a_posterior():
     """The density that the flow of the exact posterior score has is the posterior's; that of a guided Gaussian likewise."""
     x = GAUSSIAN.given(A, Y, STD).sample(6, seed=1, dtype=F64)
-    found = sdediff.log_prob(VP, inverse.tweedie(GAUSSIAN.score, A, STD, Y), x, method="rk45", steps=1, rtol=1e-8, atol=1e-8)
+    found = sdediff.log_prob(VP, inverse.tweedie(GAUSSIAN.score, A, STD, Y, trust=math.inf), x, method="rk45", steps=1, rtol=1e-8, atol=1e-8)
     exact = GAUSSIAN.given(A, Y, STD).log_prob(x, VP.at(VP.t_min))
     assert torch.allclose(found.value, exact, atol=0.02)        # the prior at T is N(0, I), not the exact marginal
 
@@ -143,7 +143,7 @@ def test_likelihood_under_a_posterior():
 def test_samples_of_the_exact_guidance_are_the_posterior():
     """On Gaussian data Tweedie's guidance is exact, so that a fine solver leaves Monte Carlo error alone."""
     exact = GAUSSIAN.given(A, Y, STD)
-    x = sdediff.sample(VP, inverse.tweedie(GAUSSIAN.score, A, STD, Y), shape=(4000, 5), method="eab-3", steps=60, seed=0, dtype=F64)
+    x = sdediff.sample(VP, inverse.tweedie(GAUSSIAN.score, A, STD, Y, trust=math.inf), shape=(4000, 5), method="eab-3", steps=60, seed=0, dtype=F64)
     z = (x.mean(0) - exact.mean) / (torch.diag(exact.cov) / 4000).sqrt()
     assert float(z.abs().max()) < 5
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(exact.cov), (x - x.mean(0)).T, upper=False)
@@ -252,17 +252,17 @@ def counted(x, level):
     (lambda: observe(counted, SEEN, -1.0, Y1), ValueError, "std=-1.0"),
     (lambda: observe(counted, SEEN, float("nan"), Y1), ValueError, "std=nan"),
     (lambda: observe(counted, Scaled(torch.ones(1, 2)), 0.1, Y1), ValueError, r"Scaled: A\^T is not the transpose"),
-    (lambda: inverse.dps(counted, Scaled(torch.ones(1, 2)), 0.1, Y1), ValueError, r"A\^T is not the transpose"),
+    (lambda: inverse.plug_in(counted, Scaled(torch.ones(1, 2)), 0.1, Y1), ValueError, r"A\^T is not the transpose"),
     (lambda: observe(counted, torch.ones(1, 2), 0.1), TypeError, "operator=Tensor"),
     (lambda: observe(None, SEEN, 0.1), TypeError, "score=NoneType"),
     (lambda: observe(counted, SEEN, 0.1, torch.zeros(2)), ValueError, r"measurement: got \(2,\); Mask measures \(1,\)"),
     (lambda: observe(counted, SEEN, 0.1, torch.tensor([math.nan])), ValueError, "measurement: it holds NaN"),
     (lambda: inverse.pigdm(counted, SEEN, 0.1, scale=0.0), ValueError, "scale=0.0"),
-    (lambda: inverse.dps(counted, SEEN, 0.1, strength=-2.0), ValueError, "strength=-2.0"),
+    (lambda: inverse.plug_in(counted, SEEN, 0.1, strength=-2.0), ValueError, "strength=-2.0"),
     (lambda: inverse.tweedie(counted, SEEN, 0.1, iterations=0), ValueError, "iterations=0"),
     (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1), shape=(64, 2), method="smc", steps=5), ValueError, "measurement: none was given"),
-    (lambda: sdediff.sample(VP, inverse.dps(counted, SEEN, 0.1), shape=(64, 2), steps=5), ValueError, "measurement: none was given"),
-    (lambda: sdediff.sample(VP, inverse.dps(counted, SEEN, 0.1, Y1), shape=(64, 3), steps=5), ValueError, r"measures events of shape \(2,\)"),
+    (lambda: sdediff.sample(VP, inverse.plug_in(counted, SEEN, 0.1), shape=(64, 2), steps=5), ValueError, "measurement: none was given"),
+    (lambda: sdediff.sample(VP, inverse.plug_in(counted, SEEN, 0.1, Y1), shape=(64, 3), steps=5), ValueError, r"measures events of shape \(2,\)"),
     (lambda: sdediff.sample(VP, counted, shape=(64, 2), method="ddrm", steps=5), ValueError, "this score carries none"),
     (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, Y1), shape=(63, 2), method="smc", steps=5), ValueError, "batch=63"),
     (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, Y1), shape=(64, 2), method="smc", particles=8, chunk=12, steps=5), ValueError,

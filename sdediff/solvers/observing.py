@@ -184,11 +184,13 @@ class Cloud(NamedTuple):
 @dataclass(frozen=True)
 class TwistedSMC(Observing):
     """Sequential Monte Carlo with twisted proposals. ``particles`` of a cloud (None: the whole batch); ``threshold``: the effective sample
-    size, as a share of the cloud, below which it is resampled; ``scale``: s of r_t^2 = sigma^2 s^2/(alpha^2 s^2 + sigma^2)."""
+    size, as a share of the cloud, below which it is resampled; ``scale``: s of r_t^2 = sigma^2 s^2/(alpha^2 s^2 + sigma^2). Where
+    sigma/alpha > ``trust`` s the proposal takes r_t^2 I for the covariance of x_0, not the score's Jacobian: weights mend it."""
 
     particles: int | None = 64
     threshold: float = 0.5
     scale: float = 1.0
+    trust: float = dataclasses.field(default=10.0, metadata={"infinite": True})
     last: float = dataclasses.field(default=math.nan, repr=False)
 
     def __post_init__(self) -> None:
@@ -196,6 +198,8 @@ class TwistedSMC(Observing):
             integer("particles", self.particles, 1)
         real("threshold", self.threshold, 0.0, 1.0)
         real("scale", self.scale, 0.0, low_open=True)
+        if self.trust != math.inf:
+            real("trust", self.trust, 0.0)
 
     @property
     def couples(self) -> int | None:                                                         # type: ignore[override]
@@ -225,15 +229,18 @@ class TwistedSMC(Observing):
     def _twist(self, eq: ReverseSDE, x: Tensor, m: NoiseLevel) -> tuple[Prediction, Tensor, Tensor]:
         """What is said about x; sigma^2/alpha grad log psi; log psi (B,), normalised at sigma = 0."""
         seen = eq.observation
+        pull: Callable[[Tensor], Tensor] = torch.zeros_like
+        far = m.sigma > m.alpha * self.trust * self.scale or not m.alpha
         if m.sigma == 0:
             p: Prediction = Prediction(x, m, x0=x / m.alpha)
-            pull: Callable[[Tensor], Tensor] = torch.zeros_like
+        elif far:
+            p = eq.predict(x, m)
         else:
             p, pull = pullback(eq.predict, x, m)
         a, v, residual = seen.operator, seen.std**2, seen.residual(p.x0)
         r2 = m.sigma**2 * self.scale**2 / ((m.alpha * self.scale)**2 + m.sigma**2)
         solved = (residual - a.forward(a.gain(residual, r2, v))) / v
-        shift = m.sigma**2 / m.alpha * pull(a.transpose(solved)) if m.alpha else a.gain(residual, r2, v)
+        shift = a.gain(residual, r2, v) if far else m.sigma**2 / m.alpha * pull(a.transpose(solved))
         log_det = torch.log1p(r2 / v * a.singular**2).sum() + residual[0].numel() * math.log(2 * math.pi * v) if len(x) else 0.0
         return p, shift, -0.5 * ((residual.double() * solved.double()).flatten(1).sum(1) + log_det)
 

@@ -95,7 +95,6 @@ PROBLEMS: dict[str, Problem] = {
     "digits, upper half": Problem(digits, lambda: operators.Mask(_upper()), 0.1,
                                   "8x8 digits, a Gaussian a class; inpainting of the lower half"),
     "digits, blurred": Problem(digits, lambda: Flat(operators.Blur((1, 8, 8), 1.0)), 0.1, "8x8 digits; Gaussian blur of one pixel"),
-    "digits, 4x4": Problem(digits, lambda: Flat(operators.Downsample((1, 8, 8), 2)), 0.1, "8x8 digits from their 4x4 means"),
 }
 
 

@@ -245,7 +245,7 @@ def inpaint(run: Path, measured: str, posterior: str, *, method: str = "dpm++2m-
         floor = sum(metrics.sliced_w2(a, b).value for a, b in fresh) / n if draws > 20 else None
     restore = lambda v: dataset.restore(v)
     plots.posteriors(restore(truth), restore(operator.pinv(y)), torch.stack([restore(v) for v in x]), restore(pool),
-                     f"{measured} measured, {entry.label if name not in inverse.GUIDANCES else posterior}").savefig(picture)
+                     f"measured: {measured}; posterior: {posterior}").savefig(picture)
     temporary = path.with_name(f".{path.name}.tmp.npy")
     np.save(temporary, torch.stack([restore(v) for v in x]).numpy())
     temporary.replace(path)

@@ -155,7 +155,8 @@ def _exact(g: Ground, calls: int) -> tuple[Tensor, int, dict[str, Any]]:
 NONE: Callable[[Ground], int] = lambda g: 0
 CONTESTANTS: dict[str, Contestant] = {
     "exact posterior score": Contestant(NONE, _exact),
-    "tweedie": Contestant(lambda g: 1 + min(10, g.y[0].numel()), _guided("tweedie")),
+    "tweedie": Contestant(lambda g: 11, _guided("tweedie", iterations=10)),
+    "tweedie, 2 iterations": Contestant(lambda g: 3, _guided("tweedie")),
     "pigdm": Contestant(lambda g: 1, _guided("pigdm")),
     "plug-in": Contestant(lambda g: 1, _guided("plug_in")),
     "diffpir": Contestant(NONE, _guided("diffpir")),

@@ -56,7 +56,8 @@ guidance, weighted for what is wrong with it, and resampled. It alone is exact i
 estimates the evidence p(y), without bias (`SampleInfo.diagnostics`).
 
 A network that predicts eps knows x0 at sigma/alpha = k up to k times its error, and the covariance up to k^2 times. `tweedie`, `pigdm` and
-the proposals of `smc` therefore take r^2 I above sigma/alpha = 10 s (`trust=`): data are little wider than what is known of them there.
+the proposals of `smc` therefore take r^2 I above sigma/alpha = 10 s (`trust=`), where x_t says next to nothing of x_0. For the same reason
+`tweedie` makes 2 iterations unless it is told otherwise; with exact scores it may make more: 10, in the tables here.
 """
 
 
@@ -86,9 +87,9 @@ def page() -> str:
     many = f"smc, {PARTICLES[-1]} particles"
     lines = [THEORY, "## What was measured", ""]
     lines += [f"{len(PROBLEMS)} problems, {study.MEASUREMENTS} measurements each, {study.SAMPLES} samples a measurement, exact scores "
-              "of the prior under VPSDE; guidances are sampled by `dpm++2m-sde`, the others on the same log-SNR grid. Errors are means over the "
-              "measurements; the floor is that of as many exact samples. Every call of `repaint` counts (5 repeats of 2 steps), and the "
-              "calls of `smc` are those of one particle.", ""]
+              "of the prior under VPSDE; guidances are sampled by `dpm++2m-sde`, the others on the same log-SNR grid. Errors are means "
+              "over the measurements; the floor is that of as many exact samples. Every call of `repaint` counts (5 repeats of 2 steps), "
+              "and the calls of `smc` are those of one particle.", ""]
     lines += ["## Findings", "", "Each sentence is computed from the rows.", ""]
     for problem in PROBLEMS:
         floor, best = rows[problem, "floor", 0], min(heuristics, key=lambda m: _best(rows, problem, m, LAST).sliced_w2)

@@ -69,7 +69,7 @@ INPAINT = """examples:
   sdediff inpaint runs/two-moons --measured 1                       the second coordinate from the first
   sdediff inpaint runs/digits --measured upper --n 8                the lower halves of held-out digits
   sdediff inpaint runs/digits --measured mean:2 --posterior pigdm --method heun --steps 40      from 4x4 means
-  sdediff inpaint runs/digits --measured blur:1 --posterior tweedie:iterations=5 --std 0.1
+  sdediff inpaint runs/digits --measured blur:1 --posterior tweedie:iterations=3 --std 0.1
 
 tweedie, pigdm, plug_in, diffpir and ddnm guide any --method; replacement, repaint, dps:zeta=..., ddrm and smc are methods themselves."""
 METHODS = """examples:
@@ -223,10 +223,11 @@ def _tune_parser() -> ArgumentParser:
 def _inpaint_parser() -> ArgumentParser:
     parser = _Parser(description="Measures held-out samples of a run's data, y = A x + noise, and draws from the posterior of each: "
                      "inpaint.png and inpaint.npy in the run. For toys whose posterior is known, the distance to it.", epilog=INPAINT,
-                     formatter_class=_Help, usage="sdediff inpaint RUN --measured WHAT [options]")
+                     formatter_class=_Help, usage="sdediff inpaint RUN [options]")
     parser.add_argument("run", type=str, metavar="RUN", help="the folder of a trained run")
-    parser.add_argument("--measured", type=str, required=True, metavar="WHAT", help="of images: upper, lower, left, right, outside, "
-                        "blur:STD or mean:FACTOR; of points: coordinates, 1 or 1,3; of either random:SHARE")
+    parser.add_argument("--measured", type=str | None, default=None, metavar="WHAT", help="of images: upper (the default), lower, "
+                        "left, right, outside, blur:STD or mean:FACTOR; of points: coordinates, 1 (the default) or 1,3; of either "
+                        "random:SHARE")
     parser.add_argument("--posterior", type=str, default="smc", help="NAME or NAME:KEY=VALUE,... of tweedie, pigdm, plug_in, diffpir, "
                         "ddnm, replacement, repaint, dps, ddrm, smc")
     parser.add_argument("--method", type=str, default="dpm++2m-sde", help="of a guidance: NAME or NAME:KEY=VALUE,...")

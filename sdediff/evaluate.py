@@ -202,11 +202,11 @@ class Inpainted:
         return f"{self.picture}, {self.samples}: " + "; ".join(parts)
 
 
-def inpaint(run: Path, measured: str, posterior: str, *, method: str = "dpm++2m-sde", steps: int | None = None, nfe: int | None = None,
-            std: float = 0.05, n: int = 6, draws: int = 64, seed: int = 0, overwrite: bool = False, progress: bool = False,
+def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "dpm++2m-sde", steps: int | None = None,
+            nfe: int | None = None, std: float = 0.05, n: int = 6, draws: int = 64, seed: int = 0, overwrite: bool = False, progress: bool = False,
             device: torch.device | str = "cpu") -> Inpainted:
-    """Measures n held-out samples (``measurement``; noise ``std``, in the network's units) and draws from their posteriors: inpaint.png and
-    inpaint.npy (n, draws, *D) in the run's folder, in the data's units. ``posterior``: NAME or NAME:KEY=VALUE,... of ``inverse.GUIDANCES``,
+    """Measures n held-out samples (``measurement``, by default "upper" of images and "1" of points; noise ``std``, in the network's units)
+    and draws from their posteriors: inpaint.png and inpaint.npy (n, draws, *D) in the run's folder, in the data's units. ``posterior``: NAME or NAME:KEY=VALUE,... of ``inverse.GUIDANCES``,
     sampled by ``method``, or of a method on the state (``methods(observing=True)``). Raises FileExistsError where inpaint.npy is there, and
     what ``inverse.observe`` and ``sample`` raise."""
     import numpy as np
@@ -215,11 +215,10 @@ def inpaint(run: Path, measured: str, posterior: str, *, method: str = "dpm++2m-
     n, draws = integer("n", n, 1, dataset.limit), integer("draws", draws, 1)
     picture, path = run / "inpaint.png", run / "inpaint.npy"
     name, options = runs.spelled(posterior)
+    measured = measured or ("upper" if dataset.is_image else "1")
     operator = measurement(measured, dataset.event, integer("seed", seed, 0))
     from .recipes import methods
     choice("posterior", name, [*inverse.GUIDANCES, *methods(observing=True)])
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"out='{path}' exists; --overwrite replaces it.")
     score = replace(score, network=score.network.to(device))                                # type: ignore[attr-defined]
     if name in inverse.GUIDANCES:
         seen: Any = inverse.GUIDANCES[name](score, operator, std, **options)
@@ -228,6 +227,8 @@ def inpaint(run: Path, measured: str, posterior: str, *, method: str = "dpm++2m-
         seen = inverse.observe(score, operator, std)
         said = f"{posterior}{',' if options else ':'}particles={draws}" if name == "smc" and "particles" not in options else posterior
         entry = runs.Entry.parse(said, steps=steps, nfe=nfe)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"out='{path}' exists; --overwrite replaces it.")
     generator = torch.Generator().manual_seed(seed)
     pool = dataset.held_out(min(dataset.limit or 4000, 4000))
     truth = pool[torch.randperm(len(pool), generator=generator)[:n]]

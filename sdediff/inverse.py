@@ -212,14 +212,15 @@ def pigdm(score: Score, operator: Operator, std: float, y: Tensor | None = None,
                      trust=_trust(trust))
 
 
-def tweedie(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, iterations: int | None = None,
+def tweedie(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, iterations: int = 2,
             scale: float = 1.0, trust: float = TRUST) -> Posterior:
-    """The posterior covariance by Tweedie's formula, solved for by ``iterations`` of conjugate gradients, a backward pass each (None: as
-    many as there are measured numbers, at most 10); exact for Gaussian data with as many as measured numbers (Boys et al. 2023; Rozet
-    et al. 2024). ``scale`` and ``trust`` as for ``pigdm``, which it is above that noise level; otherwise as ``observe``."""
+    """The posterior covariance by Tweedie's formula, solved for by ``iterations`` of conjugate gradients, a backward pass each (Boys et al.
+    2023; Rozet et al. 2024). As many as there are measured numbers, and ``trust=math.inf``, are exact for Gaussian data; a network's
+    Jacobian is neither symmetric nor positive, and few iterations keep its faults out. ``scale`` and ``trust`` as for ``pigdm``, which it
+    is above that noise level; otherwise as ``observe``."""
     seen = _checked(operator, std, y, True)
-    n = min(10, math.prod(seen.operator.measured)) if iterations is None else integer("iterations", iterations, 1)
-    return Posterior(score, seen, scale=real("scale", scale, 0.0, low_open=True), iterations=n, trust=_trust(trust))
+    return Posterior(score, seen, scale=real("scale", scale, 0.0, low_open=True), iterations=integer("iterations", iterations, 1),
+                     trust=_trust(trust))
 
 
 def diffpir(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, strength: float = 1.0) -> Posterior:

@@ -446,13 +446,12 @@ def posteriors(truth: Tensor, measured: Tensor, draws: Tensor, data: Tensor, tit
     n, spread = len(truth), torch.linspace(0, draws.shape[1] - 1, min(10, draws.shape[1])).long().unique()
     with _style():
         if data.ndim == 4:
-            columns = [truth[:, None], measured[:, None], draws[:, spread]]
-            figure = _figure(0.62 * (2 + len(spread)), 0.62 * n + 0.7)
-            left, right = figure.subplots(1, 2, width_ratios=[2, len(spread)])
-            for ax, parts, name in ((left, columns[:2], "truth, measured"), (right, columns[2:], "draws")):
-                block = torch.cat(parts, 1)
-                _show(ax, block.flatten(0, 1).float(), block.shape[1], n)
-                ax.set_title(name, loc="left", fontsize=9)
+            block = torch.cat([truth[:, None], measured[:, None], draws[:, spread]], 1)
+            figure = _figure(0.62 * block.shape[1], 0.62 * n + 0.65)
+            ax = figure.subplots()
+            _show(ax, block.flatten(0, 1).float(), block.shape[1], n)
+            for column, name in enumerate(("truth", "measured", "draws")):
+                ax.text(column / block.shape[1], 1.01, name, transform=ax.transAxes, fontsize=8, color=MUTED, va="bottom")
         else:
             bounds, wide = _bounds(data), min(n, 4)
             figure = _figure(2.45 * wide, 2.1 * _shape(bounds) * -(-n // wide) + 0.6)

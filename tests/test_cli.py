@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("more, words", [
     (["--data", "two-mons"], "nearest: two-moons"),
     (["--data", "none.csv"], "no such file"),
-    (["--methods", "ddmi"], "nearest: ddpm, ddim"),
+    (["--methods", "ddmi"], "nearest: ddrm, ddpm, ddim"),
     (["--methods", "ddim:eta"], "has no value"),
     (["--methods", "ddim:etta=1"], "no such option"),
     (["--methods", "ddim:steps=3,nfe=4"], "expected one of them"),

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import inverse, metrics, operators
+from sdediff import evaluate, inverse, metrics, operators
+from sdediff.cli import main
 from sdediff.inverse import GUIDANCES, observe
 from sdediff.nets import MLP
 
@@ -54,7 +55,7 @@ def test_tweedie_is_exact_for_gaussian_data(sde, given):
     posterior = GAUSSIAN.given(A, Y, STD)
     for t in (0.9, 0.4, 0.05):
         level, x = sde.at(t * sde.t_max), 2 * torch.randn(4, 5, generator=G, dtype=F64)
-        found, exact = inverse.tweedie(score, A, STD, Y, trust=math.inf)(x, level), posterior.score(x, level)
+        found, exact = inverse.tweedie(score, A, STD, Y, iterations=3, trust=math.inf)(x, level), posterior.score(x, level)
         assert found.given == (given,)
         assert torch.allclose(found.x0, exact.x0, atol=1e-8 * max(1.0, level.sigma / level.alpha))
         assert torch.allclose(found.eps, exact.eps, atol=1e-8 * max(1.0, level.alpha / level.sigma))
@@ -135,7 +136,7 @@ def test_a_network_prior_with_conditions_of_its_own():
 def test_likelihood_under_a_posterior():
     """The density that the flow of the exact posterior score has is the posterior's; that of a guided Gaussian likewise."""
     x = GAUSSIAN.given(A, Y, STD).sample(6, seed=1, dtype=F64)
-    found = sdediff.log_prob(VP, inverse.tweedie(GAUSSIAN.score, A, STD, Y, trust=math.inf), x, method="rk45", steps=1, rtol=1e-8, atol=1e-8)
+    found = sdediff.log_prob(VP, inverse.tweedie(GAUSSIAN.score, A, STD, Y, iterations=3, trust=math.inf), x, method="rk45", steps=1, rtol=1e-8, atol=1e-8)
     exact = GAUSSIAN.given(A, Y, STD).log_prob(x, VP.at(VP.t_min))
     assert torch.allclose(found.value, exact, atol=0.02)        # the prior at T is N(0, I), not the exact marginal
 
@@ -143,7 +144,7 @@ def test_likelihood_under_a_posterior():
 def test_samples_of_the_exact_guidance_are_the_posterior():
     """On Gaussian data Tweedie's guidance is exact, so that a fine solver leaves Monte Carlo error alone."""
     exact = GAUSSIAN.given(A, Y, STD)
-    x = sdediff.sample(VP, inverse.tweedie(GAUSSIAN.score, A, STD, Y, trust=math.inf), shape=(4000, 5), method="eab-3", steps=60, seed=0, dtype=F64)
+    x = sdediff.sample(VP, inverse.tweedie(GAUSSIAN.score, A, STD, Y, iterations=3, trust=math.inf), shape=(4000, 5), method="eab-3", steps=60, seed=0, dtype=F64)
     z = (x.mean(0) - exact.mean) / (torch.diag(exact.cov) / 4000).sqrt()
     assert float(z.abs().max()) < 5
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(exact.cov), (x - x.mean(0)).T, upper=False)
@@ -303,3 +304,47 @@ def test_observing_methods_are_listed_apart():
     assert not set(sdediff.methods()) & set(sdediff.methods(observing=True))
     assert dataclasses.is_dataclass(sdediff.method("smc").solver)
     assert np.isclose(sdediff.method("dps", zeta=0.3).solver.zeta, 0.3)
+
+
+# -- the command line -----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inverse") / "moons"
+    assert main(["train", "--data", "two-moons", "--training.steps", "300", "--training.batch", "128", "--network.width", "32", "--out",
+                 str(folder), "--quiet"]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("posterior", ["smc", "tweedie:iterations=1", "repaint:repeats=2", "ddrm"])
+def test_inpainting_a_run(run, posterior, capsys):
+    line = ["inpaint", str(run), "--measured", "1", "--posterior", posterior, "--n", "2", "--draws", "32", "--steps", "20", "--std", "0.1"]
+    capsys.readouterr()
+    assert main([*line, "--overwrite"]) == 0
+    said, drawn = capsys.readouterr().out, np.load(run / "inpaint.npy")
+    assert "network calls; |A x - y|/std" in said and "sliced W2 to the exact posterior" in said
+    assert ("effective sample size" in said) == (posterior == "smc")
+    assert drawn.shape == (2, 32, 2) and np.isfinite(drawn).all() and (run / "inpaint.png").read_bytes()[:4] == b"\x89PNG"
+    assert main([*line, "--overwrite"]) == 0
+    assert np.array_equal(drawn, np.load(run / "inpaint.npy"))
+    assert main(line) == 2
+    assert "--overwrite replaces it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("line", "said"), [
+    (["--measured", "3"], "coordinate=3: expected an integer in [1, 2]"), (["--measured", "upper"], "expected coordinates such as 1"),
+    (["--measured", "1", "--posterior", "smd"], "posterior='smd' is unknown; nearest: smc"), (["--measured", "1", "--std", "0"], "std=0.0"),
+    (["--measured", "random:2"], "SHARE=2.0"), (["--measured", "1", "--posterior", "ddrm:eta=2"], "eta=2"),
+    (["--draws", "0"], "draws=0")])
+def test_wrong_inpainting_is_refused_in_one_line(run, line, said, capsys):
+    assert main(["inpaint", str(run), *line]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("text", "known"), [("upper", 32), ("left", 32), ("outside", 48), ("random:0.25", 16)])
+def test_measurements_of_images_as_they_are_spelled(text, known):
+    operator = evaluate.measurement(text, (1, 8, 8))
+    operators.check(operator)
+    assert abs(operator.measured[0] - known) <= (12 if "random" in text else 0)
+    assert evaluate.measurement("mean:2", (1, 8, 8)).measured == (1, 4, 4)
+    assert evaluate.measurement("blur:1", (1, 8, 8)).measured == (1, 8, 8)

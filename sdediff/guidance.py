@@ -292,8 +292,8 @@ class Tempered(Guided):
         m, q = base.level, self.spread**-2
         total = self.factor * m.alpha**2 + q * m.sigma**2
         if not q and not isinstance(total, Tensor) and not total:
-            raise ValueError(f"temperature at t={show(m.t)}: the score over T says nothing of x0 where alpha = 0; expected a finite scale=, or "
-                             "a grid that does not reach this level (t_start=).")
+            raise ValueError(f"temperature at t={show(m.t)}: the score over T says nothing of x0 at alpha = 0; expected a finite scale=, "
+                             "or a grid that does not reach this level (t_start=).")
         rate = (m.alpha**2 + q * m.sigma**2) / total
         said: dict[str, Callable[[], Any]] = {      # x0 - x/alpha is proportional to the score
             "x0": lambda: base.x0 + (1 - self.factor) * m.alpha / total * (m.alpha * base.x0 - base.x),

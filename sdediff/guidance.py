@@ -185,7 +185,8 @@ def classifier_free(score: Score, scale: Scale, *, null: Mapping[str, Any] | Non
     null : the conditions that mean none, such as {"y": 10}; by default the network is called without any. Conditions of ``sample`` go to
         the conditional call alone, those that ``score`` was made with to both.
     interval : (low, high) in sigma/alpha; at other levels the conditional model alone is called, as with scale 1.
-    rescale : phi in [0, 1], how far the spread of each sample's x0 is brought back to that of the conditional one.
+    rescale : phi in [0, 1], how far the spread of each sample's x0 is brought back to that of the conditional one. For images: the spread
+        over the coordinates of a point may vanish, and the factor is unbounded.
 
     It takes two network calls (``SampleInfo.nfe``, ``nfe=``), one where w is 0 or 1. Raises TypeError or ValueError on a wrong argument.
     """

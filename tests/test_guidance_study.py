@@ -10,7 +10,7 @@ from benchmarks import guidance as study
 
 ROWS = study.read()
 BY = {(r.law, r.method, r.scale, r.to): r for r in ROWS}
-PRODUCT, CLASS = "p(x) p(y|x)^w", "p(x|y)"
+PRODUCT, CLASS = study.PRODUCT, study.GIVEN
 
 
 @pytest.mark.parametrize(("law", "method", "w"), [("overlapping", "classifier", 4.0), ("three classes", "interval", 8.0),
@@ -36,13 +36,12 @@ def far(row):
 
 
 def test_what_the_page_claims():
-    """At scale 1 every method samples the conditional law, at larger ones none of the plain ones the product; two roads to one law agree."""
+    """At scale 1 every method samples the conditional law, from 4 on none of the plain ones the product; the flow is not the SDE."""
     for law in study.LAWS:
-        assert not any(far(BY[law, m, 1.0, CLASS]) for m in ("classifier", "classifier-free", "classifier-free, SDE", "interval"))
-        for w in (w for w in study.SCALES if w > 1):
-            assert all(far(BY[law, m, w, PRODUCT]) for m in ("classifier", "classifier-free"))
-        for w in study.SCALES:
-            a, b = (BY[law, m, w, PRODUCT].sliced_w2 for m in ("classifier", "classifier-free"))
-            assert a == pytest.approx(b, abs=1e-4)
+        assert not any(far(BY[law, m, 1.0, CLASS]) for m in study.methods(law))
+        for w in (4.0, 8.0):
+            flow, sde = (BY[law, m, w, PRODUCT] for m in ("classifier-free", "classifier-free, SDE"))
+            assert far(flow) and far(sde) and flow.sliced_w2 > sde.sliced_w2 + 3 * sde.stderr
+            assert BY[law, "interval", w, PRODUCT].sliced_w2 < flow.sliced_w2
     assert not any(far(BY["gaussian", "temperature, s of the data", T, "p(x)^(1/T)"]) for T in study.TEMPERATURES)
     assert max(r.sliced_w2 for r in ROWS if r.to == "itself") < 0.2 * min(r.floor for r in ROWS if r.floor)

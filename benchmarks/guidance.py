@@ -192,12 +192,13 @@ p_t(x) p_t(y|x)^w, whose score guidance follows ([theory](../theory.md#guidance)
 exact scores and posteriors, so that nothing is a network's fault, and a solver whose own error is given below. Sliced W2 of <n> samples of
 class <cls> to as many exact draws; the floor is that of two exact sets; **bold** is more than the floor by three standard errors. Guidance
 by the exact classifier (autograd through the posterior) and without (two scores) is one law by Bayes' rule; the two distances differ by
-<roads> at most, so that one column stands for both.
+<roads> at most, so that one column, "flow", stands for both, and "SDE" for the reverse SDE with the same score. "product" heads distances to
+p(x) p(y|x)^w, "class" those to p(x|y).
 
 ![distances by scale](distances.png)
 
-<tables>At w = 1 every entry is at the floor; from w = 4 on the product is missed everywhere. It is missed also where the classes hardly
-overlap (two moons): there p(x) p(y|x)^w is nearly p(x|y) whatever w, but noised they do overlap, and guidance pushes. The flow and the SDE,
+<tables>At w = 1 every entry is at the floor; from w = 4 on the flow and the SDE miss the product on every law. They miss it also where the
+classes hardly overlap (two moons): there p(x) p(y|x)^w is nearly p(x|y) whatever w, but noised they do overlap, and guidance pushes. The flow and the SDE,
 which share their law at w = 1, differ at other scales: a guided score is that of no noised law. An interval takes part of the push away.
 `rescale` is for events of many numbers: of two coordinates the spread may vanish, and the factor grows without bound.
 
@@ -222,11 +223,12 @@ def _cell(row: Row) -> str:
 
 def page(rows: Sequence[Row]) -> str:
     by = {(r.law, r.method, r.scale, r.to): r for r in rows}
-    tables = ""
+    tables, short = "", {"classifier-free": "flow", "classifier-free, SDE": "SDE"}
     for law in LAWS:
         shown = methods(law)[1:]
-        heads = [f"{method}, to {to}" for to in (PRODUCT, GIVEN) for method in (*shown, "floor")]
-        tables += f"**{law}**\n\n| w | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}\n".replace("|y)", "\\|y)").replace("|x)", "\\|x)")
+        heads = [short.get(method, method) for method in (*shown, "floor")]
+        heads = [f"product: {heads[0]}", *heads[1:], f"class: {heads[0]}", *heads[1:]]
+        tables += f"**{law}**\n\n| w | {' | '.join(heads)} |\n|---|{'---|' * len(heads)}\n"
         for w in SCALES:
             row = [by[law, method, w, to] for to in (PRODUCT, GIVEN) for method in shown]
             texts = [_cell(r) for r in row]

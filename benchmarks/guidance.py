@@ -192,14 +192,15 @@ p_t(x) p_t(y|x)^w, whose score guidance follows ([theory](../theory.md#guidance)
 exact scores and posteriors, so that nothing is a network's fault, and a solver whose own error is given below. Sliced W2 of <n> samples of
 class <cls> to as many exact draws; the floor is that of two exact sets; **bold** is more than the floor by three standard errors. Guidance
 by the exact classifier (autograd through the posterior) and without (two scores) is one law by Bayes' rule; the two distances differ by
-<roads> at most, so that one column, "flow", stands for both, and "SDE" for the reverse SDE with the same score. "product" heads distances to
-p(x) p(y|x)^w, "class" those to p(x|y).
+less than <roads>, so that one column, "flow", stands for both. "SDE" is the reverse SDE with the same score. "product" heads distances
+to p(x) p(y|x)^w, "class" those to p(x|y).
 
 ![distances by scale](distances.png)
 
 <tables>At w = 1 every entry is at the floor; from w = 4 on the flow and the SDE miss the product on every law. They miss it also where the
-classes hardly overlap (two moons): there p(x) p(y|x)^w is nearly p(x|y) whatever w, but noised they do overlap, and guidance pushes. The flow and the SDE,
-which share their law at w = 1, differ at other scales: a guided score is that of no noised law. An interval takes part of the push away.
+classes hardly overlap (two moons): there p(x) p(y|x)^w is nearly p(x|y) whatever w, but noised they do overlap, and guidance pushes. The
+flow and the SDE, which share their law at w = 1, differ at other scales: a guided score is that of no noised law. An interval takes part
+of the push away.
 `rescale` is for events of many numbers: of two coordinates the spread may vanish, and the factor grows without bound.
 
 ![samples at w = 4](samples.png)
@@ -243,7 +244,7 @@ def page(rows: Sequence[Row]) -> str:
         cold += f"| {law}, {s} | {' | '.join(f'{_cell(r)} (floor {r.floor:.3f})' for r in found)} |\n"
     worst = max(r.sliced_w2 for r in rows if r.to == "itself")
     text = TEXT
-    for key, value in {"n": N, "cls": CLASS, "tables": tables, "cold": cold, "solver": f"{worst:.1e}", "roads": f"{roads:.0e}",
+    for key, value in {"n": N, "cls": CLASS, "tables": tables, "cold": cold, "solver": f"{worst:.1e}", "roads": f"{max(roads, 1e-6):.0e}",
                        "sde": type(SDE).__name__, "method": ODE["method"], "steps": ODE["steps"], "sde_method": SDE_RUN["method"],
                        "sde_steps": SDE_RUN["steps"]}.items():
         text = text.replace(f"<{key}>", str(value))

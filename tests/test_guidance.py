@@ -330,7 +330,13 @@ def test_likelihood_of_a_guided_score(kind):
     prior = lambda z, level: torch.stack([MIX.of_class(int(k)).log_prob(z[i:i + 1], level)[0] for i, k in enumerate(y)])
     got = sdediff.log_prob(VP, score, x, conditions={"y": y}, rtol=1e-8, atol=1e-8, prior=prior)
     close(got.value, law, 1e-5)
-    assert sdediff.log_prob(VP, dataclasses.replace(score, scale=3.0), x, conditions={"y": y}).value.isfinite().all()
+    # at another scale it is the density of the samples: it integrates to one, and has their mean
+    z = torch.linspace(-5, 5, 41, dtype=F64)
+    grid = torch.cartesian_prod(z, z)
+    p = sdediff.log_prob(VP, dataclasses.replace(score, scale=3.0), grid, conditions={"y": 1}).value.exp() * 0.25**2
+    assert abs(float(p.sum()) - 1) < 1e-4
+    samples = guided_samples(kind, 3.0)
+    assert float(((samples.mean(0) - p @ grid).abs() / (samples.std(0) / math.sqrt(N))).max()) < 5
 
 
 def test_a_guided_score_is_differentiable():

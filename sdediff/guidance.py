@@ -145,7 +145,7 @@ class Extrapolated(Guided):
         low, high = (math.log(v) if v > 0 else -math.inf for v in self.interval)
         if not isinstance(level.alpha, Tensor):
             return w if low <= -level.lam <= high else 1.0
-        return torch.where((low <= -level.lam) & (-level.lam <= high), w, 1.0)
+        return 1 + (w - 1) * ((low <= -level.lam) & (-level.lam <= high)).to(level.alpha)
 
     def calls_at(self, level: NoiseLevel) -> int:
         w = self.scale_at(level)

@@ -8,6 +8,8 @@ C_k = U_k L_k U_k^T, everything follows in the eigenbases, S_k = alpha^2 L_k + s
     E[x_0 | x]  =   sum r_k m_k,                        m_k = mu_k + alpha U_k (L_k / S_k) y_k
     Cov[x_0|x]  =   sum r_k (U_k (sigma^2 L_k / S_k) U_k^T + (m_k - m)(m_k - m)^T)
 
+Components carry labels: p(y|x) is the sum of r_k over the class, and p(x|y) the mixture of its components, whatever the level.
+
 Score and denoiser are each a sum without cancellation, at alpha = 0 and, for non-singular C_k, at sigma = 0. Point masses
 (``Empirical``) have C_k = 0. A curve with Gaussian thickness is a mixture over a continuous latent u, x_0 | u ~ N(c(u), C(u)); a
 quadrature in u makes it a mixture of the nodes, which lie closer than the thickness: the trapezoidal rule on a closed curve (192

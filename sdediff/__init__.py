@@ -1,11 +1,11 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
-from . import grids, inverse, operators, random, selection, solvers, targets
+from . import grids, guidance, inverse, operators, random, selection, solvers, targets
 from .equation import ReverseSDE
 from .latent import decode, denoise_from, interpolate, renoise, round_trip, slerp
 from .likelihood import Bins, Bound, LogProb, bits_per_dim, dequantise, elbo, log_prob
 from .recipes import Method, method, methods
 from .sampling import Path, SampleInfo, encode, iterate, sample, sample_chunks, sample_info, simulate
-from .score import NetworkError, Prediction, from_network, from_score
+from .score import NetworkError, Prediction, from_classifier, from_network, from_score
 from .sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, NoiseLevel, RectifiedFlow, SubVPSDE
 from .solvers import StepBudgetError, as_torchsde
 from .tuning import tune
@@ -39,9 +39,11 @@ __all__ = [
     "dequantise",
     "elbo",
     "encode",
+    "from_classifier",
     "from_network",
     "from_score",
     "grids",
+    "guidance",
     "interpolate",
     "inverse",
     "iterate",

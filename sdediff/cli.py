@@ -48,6 +48,7 @@ SAMPLE = """examples:
   sdediff sample runs/two-moons --method dpm++2m --steps 15 --n 10000 --seed 7
   sdediff sample runs/two-moons --method ddim:eta=0.5 --nfe 20 --out points.csv
   sdediff sample runs/two-moons --n 10000000 --out x.npy      in chunks, in little memory; interrupted and given again, it goes on
+  sdediff train --data digits --conditional true --out runs/classes && sdediff sample runs/classes --class 3 --guidance 2
   torchrun --nproc-per-node 4 -m sdediff sample runs/two-moons -n 10000000 --out x.npy       the same bits, by four processes"""
 
 TUNE = """examples:
@@ -152,8 +153,8 @@ def _job_parser(argv: Sequence[str], description: str, epilog: str, name: str) -
     parser.add_class_arguments(Job, skip={"data", "seed"})
     parser.link_arguments("seed", "training.seed")
     if argv[:1] == [name]:
-        said = _said(argv, ("data", "process"))
-        parser.set_defaults(preset(said.get("data", "two-moons"), said.get("process", "vp")))
+        said = _said(argv, ("data", "process", "conditional"))
+        parser.set_defaults(preset(said.get("data", "two-moons"), said.get("process", "vp"), said.get("conditional", "").lower() == "true"))
     return parser
 
 
@@ -191,6 +192,10 @@ def _sample_parser() -> ArgumentParser:
                      usage="sdediff sample RUN [options]")
     parser.add_argument("run", type=str, metavar="RUN", help="the folder of a trained run")
     parser.add_argument("--method", type=str, default="dpm++2m", help="NAME or NAME:KEY=VALUE,..., see `sdediff methods`")
+    parser.add_argument("--class", type=int, nargs="+", default=None, metavar="LABEL", help="of a run trained with --conditional true: "
+                        "the class to draw from; of several, one after the other")
+    parser.add_argument("--guidance", type=float | None, default=None, metavar="SCALE", help="of classifier-free guidance to that class: "
+                        "1 (none), 0 (no class), more than 1 (away from the other classes, at two network calls each)")
     parser.add_argument("--steps", type=int | None, default=None, help="grid intervals (default: the method's)")
     parser.add_argument("--nfe", type=int | None, default=None, help="a budget of network calls, in place of steps")
     parser.add_argument("--grid", type=str | None, default=None, help="uniform, quadratic, logsnr, karras, sech, ddpm (default: its own)")
@@ -411,7 +416,8 @@ def _sample(chosen: Namespace, parser: ArgumentParser) -> int:
     integer("n", chosen.n, 1), integer("seed", chosen.seed, 0)
     with ranks.job(chosen.device) as (processes, device):
         path = runs.draw(Path(chosen.run), entry, chosen.n, chosen.seed, None if chosen.out is None else Path(chosen.out),
-                         chunk=chosen.chunk, overwrite=chosen.overwrite, progress=not chosen.quiet, ranks=processes, device=device)
+                         labels=chosen["class"], guide=chosen.guidance, chunk=chosen.chunk,
+                         overwrite=chosen.overwrite, progress=not chosen.quiet, ranks=processes, device=device)
     if not processes.rank:
         print(path)
     return 0

@@ -72,6 +72,20 @@ def state(name: str, x: Any, rank: int = 1) -> Tensor:
     return x
 
 
+def labels(name: str, value: Any, batch: int, classes: int, device: torch.device, none: str = "") -> Tensor:
+    """Integer labels (batch,) in [0, classes - 1] from as many or from one; ``none``: what the label ``classes`` means, where it is one.
+    On another device than the CPU the range is not looked at."""
+    y, top = torch.as_tensor(value, device=device), classes if none else classes - 1
+    where = f"labels in [0, {top}]{none and f', where {classes} means {none}'}"
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise TypeError(f"{name}.dtype={y.dtype}: expected integer {where}.")
+    if y.shape not in ((), (batch,)):
+        raise ValueError(f"{name}.shape={tuple(y.shape)}: expected ({batch},), a label a sample, or one number.")
+    if y.device.type == "cpu" and batch and not bool(((y >= 0) & (y <= top)).all()):
+        raise ValueError(f"{name}={value if y.numel() < 10 else f'{y.min()}..{y.max()}'}: expected {where}.")
+    return y.long().expand(batch)
+
+
 def dtype(name: str, value: Any) -> torch.dtype:
     """A floating dtype that states may have."""
     if value not in INTEGRATED:

@@ -11,6 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ FEWEST = 20             # rows of a table
 class Dataset:
     """Made by ``load``. ``train`` (N, *D) in the network's units; ``axes``, the coordinates' names; ``limit``, how many held-out or
     fresh samples there are (None: a toy's exact sampler has no end); ``target``, a toy's exact law, in the user's units; ``bins``, the
-    number, lower and upper end of the bins on whose centres data of a lattice lie (None: data that have a density)."""
+    number, lower and upper end of the bins on whose centres data of a lattice lie (None: data that have a density); ``classes``, how many
+    labels there are, if any."""
 
     name: str
     train: Tensor
@@ -40,6 +42,20 @@ class Dataset:
     limit: int | None = None
     target: Any = None
     bins: tuple[int, float, float] | None = None
+    classes: int | None = None
+    label: Callable[[str, int], Tensor] | None = None
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The classes (N,) of the training part, integers in [0, classes - 1]. ValueError where the data have none."""
+        return self.labels_of("train", len(self.train))
+
+    def labels_of(self, part: str, n: int) -> Tensor:
+        """The classes (n,) of the first n samples of a part, "train", "held-out" or "fresh-0"."""
+        if self.label is None:
+            raise ValueError(f"data={self.name!r} has no labels; expected digits or a toy of several parts: two-moons, 8-gaussians, "
+                             "25-gaussians, pinwheel, two-spirals, rings.")
+        return self.label(part, n)
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -96,12 +112,16 @@ def _toy(name: str, seed: int) -> Dataset:
     from . import targets
     target = targets.toy(name)
 
-    def draw(part: str, n: int) -> Tensor:
-        key = hashlib.blake2b(f"{seed}/{part}".encode(), digest_size=8).digest()
-        return target.sample(n, seed=int.from_bytes(key, "little") >> 2)
+    def key(part: str) -> int:
+        return int.from_bytes(hashlib.blake2b(f"{seed}/{part}".encode(), digest_size=8).digest(), "little") >> 2
 
+    def draw(part: str, n: int) -> Tensor:
+        return target.sample(n, seed=key(part))
+
+    classes = getattr(target, "classes", 1)
     train, unit = draw("train", POOL), torch.ones(target.dim, dtype=torch.float64)
-    return Dataset(name, train, 0 * unit, unit, _names(target.dim), draw, target=target)
+    return Dataset(name, train, 0 * unit, unit, _names(target.dim), draw, target=target, classes=classes if classes > 1 else None,
+                   label=(lambda part, n: target.sample_labels(n, seed=key(part))) if classes > 1 else None)      # type: ignore[attr-defined]
 
 
 def _points(name: str, train: Tensor, draw: Callable[[str, int], Tensor], axes: tuple[str, ...], limit: int) -> Dataset:
@@ -131,9 +151,11 @@ def _digits() -> Dataset:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ImportError("data='digits' needs scikit-learn: pip install 'sdediff[images]'.") from None
-    x = torch.from_numpy(load_digits().images).float()[:, None] / 8 - 1       # 0..16 -> [-1, 1]
-    train, draw, limit = _split(x)
-    return Dataset("digits", train, torch.tensor(0.0), torch.tensor(1.0), (), draw, limit, bins=(17, -1 - 1 / 16, 1 + 1 / 16))
+    digits = load_digits()
+    train, draw, limit = _split(torch.from_numpy(digits.images).float()[:, None] / 8 - 1)       # 0..16 -> [-1, 1]
+    known, label, _ = _split(torch.from_numpy(digits.target).long())                            # by the same permutation
+    return Dataset("digits", train, torch.tensor(0.0), torch.tensor(1.0), (), draw, limit, bins=(17, -1 - 1 / 16, 1 + 1 / 16), classes=10,
+                   label=lambda part, n: (known if part == "train" else label(part, n))[:n])
 
 
 def _table(path: Path) -> Dataset:

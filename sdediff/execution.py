@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .equation import ReverseSDE
 from .random import BrownianPath, Noise, WhiteNoise, names
-from .score import FunctionScore, NetworkError, NetworkScore, Prediction, Score
+from .score import FunctionScore, NetworkError, NetworkScore, Prediction, Score, calls_at
 from .sde import SDE, NoiseLevel
 from .solvers import Form, Solver
 from .solvers.tracing import Ask, Call, Define, Draw, Tape, Term, draw, tape
@@ -105,12 +105,6 @@ class Watched:
             label = next(label for label, ok in self._pending if not ok)
             name, where = label.split("|")
             raise self.not_finite(name, None, where)
-
-
-def calls_at(score: Any, level: NoiseLevel) -> int:
-    """Network calls of one evaluation of a score: one, unless it says otherwise."""
-    says = getattr(score, "calls_at", None)
-    return 1 if says is None else says(level)
 
 
 def _at_time(t: Any) -> str:

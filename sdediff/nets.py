@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contracts import choice, integer, real
+from .contracts import choice, integer, labels, real
 
 
 class MLP(nn.Module):
@@ -39,6 +39,7 @@ class MLP(nn.Module):
     frequencies : K, the number of Fourier frequencies of the level.
     time_scale : what c is multiplied by, so that it spans about -5..7.
     fourier : octaves of Fourier features of x, cos and sin of 2^j pi x/4, j = 0..fourier-1; 0 for none.
+    outputs : numbers that it returns for a sample, (B, outputs), as a classifier's logits; None: a tensor shaped as x.
     classes : number of labels, or None. Labels are integers 0..classes-1; ``y=None`` and the label ``classes`` mean "no
         label", which has an embedding of its own (for classifier-free guidance).
     seed : of the initial weights.
@@ -50,7 +51,8 @@ class MLP(nn.Module):
     octave: Tensor
 
     def __init__(self, event: int | Sequence[int], width: int = 128, depth: int = 2, *, frequencies: int = 16,
-                 time_scale: float = 1.0, fourier: int = 0, classes: int | None = None, seed: int = 0) -> None:
+                 time_scale: float = 1.0, fourier: int = 0, classes: int | None = None, outputs: int | None = None,
+                 seed: int = 0) -> None:
         super().__init__()
         sizes = event if isinstance(event, Sequence) and not isinstance(event, str) else (event,)
         self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(sizes))
@@ -58,6 +60,7 @@ class MLP(nn.Module):
         self.frequencies, self.fourier = integer("frequencies", frequencies, 0), integer("fourier", fourier, 0, 16)
         self.time_scale = real("time_scale", time_scale, 0.0, low_open=True)
         self.classes = None if classes is None else integer("classes", classes, 1)
+        self.outputs = None if outputs is None else integer("outputs", outputs, 1)
         self.seed = integer("seed", seed, 0, 2**63 - 1)
         generator = torch.Generator("cpu").manual_seed(self.seed)
         size, level = math.prod(self.event), 1 + 2 * self.frequencies
@@ -73,7 +76,7 @@ class MLP(nn.Module):
         self.first = nn.ModuleList(_linear(self.width, self.width, generator) for _ in range(self.depth))
         self.film = nn.ModuleList(_linear(level, 2 * self.width, generator) for _ in range(self.depth))
         self.second = nn.ModuleList(_linear(self.width, self.width, generator) for _ in range(self.depth))
-        self.leave = _linear(self.width, size, generator)
+        self.leave = _linear(self.width, self.outputs or size, generator)
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)
 
@@ -81,11 +84,12 @@ class MLP(nn.Module):
     def config(self) -> dict[str, Any]:
         """A JSON document of the constructor's arguments: ``build(network.config)`` is the untrained network."""
         return {"type": "MLP", "event": list(self.event)} | {name: getattr(self, name) for name in (
-            "width", "depth", "frequencies", "time_scale", "fourier", "classes", "seed")}
+            "width", "depth", "frequencies", "time_scale", "fourier", "classes", "seed")} | (
+            {} if self.outputs is None else {"outputs": self.outputs})
 
     def forward(self, x: Tensor, c: Tensor, y: Tensor | int | None = None) -> Tensor:
         """x (B, *D), c (B,) of a floating or integer dtype, y (B,) of labels or one label for all. Returns a tensor
-        shaped as x. Raises ValueError where a shape or a label does not fit."""
+        shaped as x, or (B, outputs). Raises ValueError where a shape or a label does not fit."""
         if x.shape[1:] != self.event:
             raise ValueError(f"x.shape={tuple(x.shape)}: expected (B, {', '.join(map(str, self.event))}).")
         h = x.flatten(1)
@@ -96,26 +100,16 @@ class MLP(nn.Module):
         u = torch.nan_to_num(u, nan=math.nan, posinf=10.0, neginf=-10.0)
         angle = u * self.frequency
         level = torch.cat([u, angle.cos(), angle.sin()], 1).to(x.dtype)
-        if self.label is not None:
-            level = torch.cat([level, self.label(self._labels(y, len(x), x.device))], 1)
+        if self.label is not None and self.classes is not None:
+            y = labels("y", self.classes if y is None else y, len(x), self.classes, x.device, "no label")
+            level = torch.cat([level, self.label(y)], 1)
         elif y is not None:
             raise ValueError("y was given to a network without labels; expected y=None, or MLP(..., classes=...).")
         h = self.enter(h)
         for first, film, second in zip(self.first, self.film, self.second):
             scale, shift = film(level).chunk(2, 1)
             h = h + second(nn.functional.silu(torch.addcmul(shift, 1 + scale, first(nn.functional.silu(h)))))
-        return self.leave(nn.functional.silu(h)).view(x.shape)
-
-    def _labels(self, y: Tensor | int | None, batch: int, device: torch.device) -> Tensor:
-        assert self.classes is not None
-        labels = torch.as_tensor(self.classes if y is None else y, device=device)
-        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-            raise TypeError(f"y.dtype={labels.dtype}: expected integer labels in [0, {self.classes}].")
-        if labels.shape not in ((), (batch,)):
-            raise ValueError(f"y.shape={tuple(labels.shape)}: expected ({batch},), a label a sample, or one number.")
-        if labels.device.type == "cpu" and batch and not bool(((labels >= 0) & (labels <= self.classes)).all()):
-            raise ValueError(f"y={y}: expected labels in [0, {self.classes}], where {self.classes} means no label.")
-        return labels.long().expand(batch)
+        return self.leave(nn.functional.silu(h)).view(x.shape if self.outputs is None else (len(x), self.outputs))
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:

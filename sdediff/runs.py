@@ -27,8 +27,9 @@ import torch
 from torch import Tensor
 
 from . import metrics, nets, plots, sampling, training
-from .contracts import choice
+from .contracts import choice, integer, real
 from .data import Dataset, load
+from .guidance import classifier_free
 from .metrics import Estimate
 from .ranks import ALONE, Ranks
 from .recipes import Choice, Method, Run, chosen
@@ -48,7 +49,7 @@ STEPS = {"euler-maruyama": 300, "reverse-diffusion": 300, "torchsde-euler": 300,
          "torchdiffeq-dopri5": 1, "torchdiffeq-dopri8": 1, "torchdiffeq-bosh3": 1}
 REFERENCE, REFERENCES, FLOORS = "eab-3:steps=60", 3, 8
 DEFAULT_METHODS = ("euler-maruyama", "pc", "ddpm", "ddim", "heun", "dpm++2m")
-_TRAINED = ("data", "process", "process_options", "predicts", "time_input", "network", "training", "seed")
+_TRAINED = ("data", "process", "process_options", "predicts", "time_input", "network", "training", "seed", "conditional")
 _TIME_SCALE: dict[str, float] = {"t": 10.0, "edm": 4.0}             # what brings a level to the span that the network resolves
 
 
@@ -81,6 +82,7 @@ class Job:
         network: The network.
         training: Its training.
         seed: of everything: data, first weights, training and samples.
+        conditional: learn the classes of the data too (digits; toys of several parts), for --class and --guidance of `sdediff sample`.
     """
 
     data: str = "two-moons"
@@ -91,6 +93,7 @@ class Job:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
+    conditional: bool = False
 
     @property
     def sde(self) -> SDE:
@@ -105,12 +108,14 @@ class Job:
     def score(self, dataset: Dataset) -> NetworkScore:
         """The untrained score."""
         choice("time_input", self.time_input, ("lam", "t", "edm"))
+        if self.conditional:
+            dataset.labels_of("train", 0)       # refused where there are none
         network = nets.MLP(dataset.event, self.network.width, self.network.depth, fourier=self.network.fourier, seed=self.seed,
-                           time_scale=_TIME_SCALE.get(self.time_input, 1.0))
+                           classes=dataset.classes if self.conditional else None, time_scale=_TIME_SCALE.get(self.time_input, 1.0))
         return from_network(network, self.predicts, time_input=self.time_input, sigma_data=round(float(dataset.train.std()), 3))
 
 
-def preset(data: str, process: str) -> dict[str, Any]:
+def preset(data: str, process: str, conditional: bool = False) -> dict[str, Any]:
     """Defaults that suit a dataset and a process, by dotted name; what the user says comes first."""
     chosen: dict[str, Any] = {"training.steps": 4000, "training.batch": 512, "training.lr": 3e-3}
     if data == "digits":
@@ -120,6 +125,8 @@ def preset(data: str, process: str) -> dict[str, Any]:
         chosen |= {"predicts": "velocity", "time_input": "t", "training.weighting": "velocity"}
     if process in ("ve", "edm"):
         chosen |= {"predicts": "edm", "time_input": "edm", "training.weighting": "edm"}
+    if conditional:
+        chosen |= {"training.drop": 0.1}
     return chosen
 
 
@@ -140,10 +147,12 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool) -> None:
                               "--out NEW keeps both.")
     if resume and CHECKPOINT in there:
         old, new = _flat(yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))), _flat(yaml.safe_load(config))
+        unsaid = _flat(dataclasses.asdict(Job()))           # a config of an older version says less
         for key in sorted(k for k in old.keys() | new.keys() if k.partition(".")[0] in _TRAINED and not k.endswith(".checkpoint_every")):
-            if old.get(key) != new.get(key):
-                raise ValueError(f"{key}={new.get(key)!r}: the run in '{out}' was trained with {key}={old.get(key)!r}; expected the same, "
-                                 "to continue it, or another --out.")
+            was, now = (tree.get(key, unsaid.get(key)) for tree in (old, new))
+            if was != now:
+                raise ValueError(f"{key}={now!r}: the run in '{out}' was trained with {key}={was!r}; expected the same, to continue it, or "
+                                 "another --out.")
     out.mkdir(parents=True, exist_ok=True)
     for name in (METRICS, *([CHECKPOINT, TUNED, "tuned.png"] if overwrite else [])):         # no longer finished; and no longer trained
         (out / name).unlink(missing_ok=True)
@@ -167,8 +176,9 @@ def train(job: Job, out: Path, dataset: Dataset, *, progress: bool = True, ranks
     """Train into the folder, or go on from its checkpoint; a finished training is only read. ``ranks`` share every batch."""
     score = job.score(dataset)
     return training.train(dataclasses.replace(score, network=score.network.to(device)), job.sde, dataset.train,   # type: ignore[attr-defined]
-                          dataclasses.replace(job.training, seed=job.seed), checkpoint=out / CHECKPOINT, resume=True, progress=progress,
-                          group=ranks.group)
+                          dataclasses.replace(job.training, seed=job.seed), conditions={"y": dataset.labels} if job.conditional else None,
+                          null={"y": dataset.classes} if job.conditional else None, checkpoint=out / CHECKPOINT, resume=True,
+                          progress=progress, group=ranks.group)
 
 
 def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
@@ -382,14 +392,38 @@ def _times(sde: SDE, steps: int = 200) -> list[float]:
     return [sde.t_max * (k / steps)**power for k in range(steps + 1)]
 
 
-def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *, chunk: int | None = None, overwrite: bool = False,
-         progress: bool = False, ranks: Ranks = ALONE, device: torch.device | str = "cpu") -> Path:
+def guided(score: NetworkScore, drop: float, n: int, labels: Sequence[int] | None, scale: float | None) -> Any:
+    """The score of n samples of these classes, one after the other, under classifier-free guidance. ValueError where the network was
+    trained without classes, or, for guidance, without the unconditional score (``drop`` = 0)."""
+    classes = getattr(score.network, "classes", None)
+    if labels is None:
+        if scale is not None:
+            raise ValueError(f"guidance={scale:g}: there is no class that it leads to; expected --class as well, such as --class 3.")
+        return score
+    if classes is None:
+        raise ValueError(f"class={list(labels)}: this run was trained without classes; expected one of `sdediff train --conditional true`.")
+    for label in labels:
+        integer("class", label, 0, classes - 1)
+    scale = 1.0 if scale is None else real("guidance", scale, 0.0, hint="1 is the conditional law")
+    if scale != 1 and not drop:
+        raise ValueError(f"guidance={scale:g}: this run was trained with drop=0, without the unconditional score that guidance needs; "
+                         "expected guidance=1, or a run trained with --training.drop 0.1.")
+    y = torch.tensor(labels)[torch.arange(n) % len(labels)] if len(labels) > 1 else labels[0]
+    return (score if scale == 1 else classifier_free(score, scale)).condition(y=y)
+
+
+def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *, labels: Sequence[int] | None = None,
+         guide: float | None = None, chunk: int | None = None, overwrite: bool = False, progress: bool = False, ranks: Ranks = ALONE,
+         device: torch.device | str = "cpu") -> Path:
     """Draw n samples from a trained run, in the units of its data, into a .npy or .csv file; returns its path. They are drawn in
-    chunks, so that memory does not grow with n. ``ranks`` share the chunks of a .npy file; one that was interrupted goes on."""
+    chunks, so that memory does not grow with n. ``labels``: of a conditional run, the classes to draw from, one after the other;
+    ``guide``: the scale of classifier-free guidance (default: 1, none). ``ranks`` share the chunks of a .npy file; one that was interrupted
+    goes on."""
     import numpy as np
     config, checkpoint, score = read(run)
     dataset = load(config["data"], seed=config.get("seed", 0))
-    path = out or run / "samples" / f"{entry.label.replace(':', '-').replace('/', '-')}-seed{seed}.npy"
+    of = "" if labels is None else f"-class{'-'.join(map(str, labels))}" + (f"-guidance{guide:g}" if guide is not None else "")
+    path = out or run / "samples" / f"{entry.label.replace(':', '-').replace('/', '-')}{of}-seed{seed}.npy"
     if path.suffix not in (".npy", ".csv")[:1 if ranks.size > 1 else 2]:
         raise ValueError(f"out='{path}': expected a file that ends in .npy"
                          + (", which processes can share." if ranks.size > 1 else " or .csv."))
@@ -401,6 +435,7 @@ def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *,
 
     ranks.first(place)
     score = dataclasses.replace(score, network=score.network.to(device))                    # type: ignore[attr-defined]
+    score = guided(score, checkpoint.config.drop, n, labels, guide)
     drawn = sampling.chunked(checkpoint.sde, score, shape=(n, *dataset.event), method=entry.on(checkpoint.sde, score), seed=seed,
                              chunk=chunk, group=ranks.group, **entry.budget).then(dataset.restore, torch.float64)
     if path.suffix == ".npy":

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from . import chunks, compilation, contracts, execution, random
 from .equation import ReverseSDE
-from .execution import Watched, calls_at
+from .execution import Watched
 from .grids import DDPM, checked
 from .grids import grid as as_grid
 from .random import BrownianPath, Noise, quadratic_variation
 from .ranks import Ranks
 from .recipes import Choice, Method, Run, chooses, chosen
 from .recipes import method as as_method
-from .score import NetworkError, Prediction, Score, autocast_dtype
+from .score import NetworkError, Prediction, Score, autocast_dtype, calls_at
 from .sde import SDE, NoiseLevel, transition
 from .solvers import Solver, State
 

@@ -130,8 +130,8 @@ class Prediction:
         nothing is converted. A shift of the score has no x0 at alpha = 0, one of x0 no score at sigma = 0: ValueError where one is asked
         for."""
         m, by, in_x0 = self.level, score if x0 is None else x0, x0 is not None
-        if not in_x0 and "x0" in self.given:
-            self._refuse(m.alpha, "x0 of a guided score", "alpha = 0", "the score itself")
+        if not in_x0 and {"x0", "v", "velocity"} & set(self.given):
+            self._refuse(m.alpha, "x0 of a guided score", "alpha = 0", "eps or the score itself")
         if in_x0 and {"eps", "score", "v"} & set(self.given):
             self._refuse(m.sigma, "a shifted score", "sigma = 0", "x0 or velocity")
         rates: dict[str, Callable[[], Any]] = {
@@ -164,6 +164,12 @@ class Score(Protocol):
     def __call__(self, x: Any, level: NoiseLevel, /) -> Prediction: ...
 
 
+def calls_at(score: Any, level: NoiseLevel) -> int:
+    """Network calls of one evaluation of a score: one, unless it says otherwise."""
+    says = getattr(score, "calls_at", None)
+    return 1 if says is None else says(level)
+
+
 def cut(condition: Any, start: int, stop: int) -> Any:
     """A condition's rows start..stop, where it has a row for each sample."""
     return condition[start:stop] if isinstance(condition, Tensor) and condition.ndim else condition
@@ -186,7 +192,7 @@ def pullback(score: Score, x: Tensor, level: NoiseLevel) -> tuple[Prediction, Ca
         x0 = p.x0
     if not x0.requires_grad:
         name = getattr(score, "name", type(score).__name__)
-        raise NetworkError(f"{name} at t={_show(level.t)}: its output has no gradient with respect to "
+        raise NetworkError(f"{name} at t={show(level.t)}: its output has no gradient with respect to "
                            "x, which this guidance needs; expected a network that is not run under torch.no_grad() or detached.")
 
     def pull(v: Tensor) -> Tensor:
@@ -198,6 +204,7 @@ def pullback(score: Score, x: Tensor, level: NoiseLevel) -> tuple[Prediction, Ca
     return Prediction(x, p.level, **{k: p._known[k].detach() for k in p.given}), pull
 
 
+Classifier = Callable[[Tensor, NoiseLevel], Tensor]         # noise-aware: (x, level) -> logits (B, C)
 PREDICTS = (*QUANTITIES, "edm")
 TimeInput = str | Callable[[NoiseLevel], Any]
 _TIME_INPUTS: dict[str, Callable[[NoiseLevel], Any]] = {
@@ -209,8 +216,36 @@ _TIME_INPUTS: dict[str, Callable[[NoiseLevel], Any]] = {
 }
 
 
+class _Timed:
+    """A network that is told the noise level."""
+
+    network: Callable[..., Any]
+    time_input: TimeInput
+
+    @property
+    def name(self) -> str:
+        return getattr(self.network, "__name__", type(self.network).__name__)
+
+    def dtype_of(self, x: Tensor) -> torch.dtype:
+        """The dtype that the network is called in: that of its parameters, else x's."""
+        return _parameter_dtype(self.network) or x.dtype
+
+    def _time(self, level: NoiseLevel, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        read = _TIME_INPUTS[self.time_input] if isinstance(self.time_input, str) else self.time_input
+        value = read(level)
+        if isinstance(value, Tensor):
+            if self.time_input == "index" and bool(((value - value.round()).abs() < 1e-9).all()):
+                value = value.round().long()
+            return value.reshape(-1).expand(batch).to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
+        if self.time_input == "index" and abs(value - round(value)) < 1e-9:
+            return torch.full((batch,), round(value), dtype=torch.int64, device=device)
+        if isinstance(value, int):
+            return torch.full((batch,), value, dtype=torch.int64, device=device)
+        return torch.full((batch,), value, dtype=dtype, device=device)
+
+
 @dataclass(frozen=True)
-class NetworkScore:
+class NetworkScore(_Timed):
     """A network as a Score; made by ``from_network``. ``tuned``: methods tuned to it, by the network calls they
     take, or the file that they are kept in."""
 
@@ -221,10 +256,6 @@ class NetworkScore:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     autocast: torch.dtype | None = None
     tuned: Any = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def name(self) -> str:
-        return getattr(self.network, "__name__", type(self.network).__name__)
 
     def condition(self, **conditions: Any) -> NetworkScore:
         """The same score with more conditions: tensors (B, ...) or scalars, passed to the network by keyword."""
@@ -266,10 +297,6 @@ class NetworkScore:
     def _scale(self, m: NoiseLevel) -> Any:
         return (m.sigma**2 + (m.alpha * self.sigma_data)**2)**0.5
 
-    def dtype_of(self, x: Tensor) -> torch.dtype:
-        """The dtype that the network is called in: that of its parameters, else x's."""
-        return _parameter_dtype(self.network) or x.dtype
-
     def autocasting(self, device: torch.device) -> Any:
         """The context of a call, or of a run of calls, which then casts the weights once."""
         return torch.autocast(device.type, self.autocast) if self.autocast is not None else contextlib.nullcontext()
@@ -284,7 +311,7 @@ class NetworkScore:
 
     def checked(self, out: Any, fed: Tensor, version: int | None, x: Tensor, level: NoiseLevel) -> Tensor:
         """What the network returned for x, in x's dtype; ``fed``, what it was given, was at ``version``."""
-        where = f"network {self.name} at t={_show(level.t)}"
+        where = f"network {self.name} at t={show(level.t)}"
         out = _returned(where, out, x)
         if version is not None and fed._version != version:
             raise NetworkError(f"{where}: changed its input in place, which would corrupt the trajectory; let it work on x.clone().")
@@ -313,19 +340,6 @@ class NetworkScore:
             return None
         return torch.tensor(values, dtype=torch.int64 if True in whole else dtype, device=device)
 
-    def _time(self, level: NoiseLevel, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        read = _TIME_INPUTS[self.time_input] if isinstance(self.time_input, str) else self.time_input
-        value = read(level)
-        if isinstance(value, Tensor):
-            if self.time_input == "index" and bool(((value - value.round()).abs() < 1e-9).all()):
-                value = value.round().long()
-            return value.reshape(-1).expand(batch).to(device=device, dtype=dtype if value.is_floating_point() else value.dtype)
-        if self.time_input == "index" and abs(value - round(value)) < 1e-9:
-            return torch.full((batch,), round(value), dtype=torch.int64, device=device)
-        if isinstance(value, int):
-            return torch.full((batch,), value, dtype=torch.int64, device=device)
-        return torch.full((batch,), value, dtype=dtype, device=device)
-
 
 def from_network(network: Callable[..., Any], predicts: str = "eps", *, time_input: TimeInput | None = None,
                  conditions: Mapping[str, Any] | None = None, sigma_data: float = 0.5,
@@ -346,15 +360,20 @@ def from_network(network: Callable[..., Any], predicts: str = "eps", *, time_inp
 
     Raises TypeError or ValueError on a wrong argument; faults of the network at a call raise ``NetworkError``.
     """
-    if not callable(network):
-        raise TypeError(f"network={type(network).__name__}: expected a callable network(x, c, **conditions).")
     choice("predicts", predicts, PREDICTS)
     if time_input is None:
         time_input = "edm" if predicts == "edm" else "t"
-    if not callable(time_input):
-        choice("time_input", time_input, _TIME_INPUTS)
+    _told(network, time_input)
     real("sigma_data", sigma_data, 0.0, low_open=True)
     return NetworkScore(network, predicts, time_input, sigma_data, dict(conditions or {}), autocast_dtype(autocast))
+
+
+def _told(network: Any, time_input: TimeInput) -> None:
+    """Checks a network and what it is told of the level."""
+    if not callable(network):
+        raise TypeError(f"network={type(network).__name__}: expected a callable network(x, c, **conditions).")
+    if not callable(time_input):
+        choice("time_input", time_input, _TIME_INPUTS)
 
 
 def autocast_dtype(value: Any) -> torch.dtype | None:
@@ -362,6 +381,43 @@ def autocast_dtype(value: Any) -> torch.dtype | None:
     if value not in (None, torch.bfloat16, torch.float16):
         raise TypeError(f"autocast={value!r}: expected torch.bfloat16, torch.float16 or None.")
     return value
+
+
+@dataclass(frozen=True)
+class NetworkClassifier(_Timed):
+    """A network as a noise-aware classifier, (x, level) -> logits (B, C); made by ``from_classifier``."""
+
+    network: Callable[..., Any]
+    time_input: TimeInput
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        dtype = self.dtype_of(x)
+        return self.network(x.to(dtype), self._time(level, len(x), dtype, x.device))
+
+
+def from_classifier(network: Callable[..., Any], *, time_input: TimeInput = "lam") -> NetworkClassifier:
+    """Any callable as a classifier of noised x. It is called as ``network(x, c)`` with x (B, *D) in its own dtype and c (B,), what
+    ``time_input`` names as in ``from_network``, and returns logits (B, C). Raises TypeError or ValueError on a wrong argument."""
+    _told(network, time_input)
+    return NetworkClassifier(network, time_input)
+
+
+def log_posterior(classifier: Classifier, x: Tensor, level: NoiseLevel) -> Tensor:
+    """log p(y | x_t) of every class (B, C) in x's dtype, from a classifier's logits; NetworkError where they are none."""
+    logits = classifier(x, level)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+        given = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise NetworkError(f"{named(classifier, level)}: returned {given}; expected logits of shape ({len(x)}, C).")
+    if not logits.is_floating_point() or logits.device != x.device:
+        raise NetworkError(f"{named(classifier, level)}: returned {logits.dtype} on {logits.device}; expected floating logits on "
+                           f"{x.device}.")
+    return logits.to(x.dtype).log_softmax(1)
+
+
+def named(classifier: Classifier, level: NoiseLevel) -> str:
+    """A classifier at a time, in words."""
+    name = getattr(classifier, "name", None) or getattr(classifier, "__name__", type(classifier).__name__)
+    return f"classifier {name} at t={show(level.t)}"
 
 
 @dataclass(frozen=True)
@@ -380,7 +436,7 @@ class FunctionScore:
 
     def ask(self, x: Tensor, m: NoiseLevel) -> Tensor:
         """The function's value, checked."""
-        return _returned(f"score function at t={_show(m.t)}", self.function(x, m.t), x)
+        return _returned(f"score function at t={show(m.t)}", self.function(x, m.t), x)
 
 
 def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:
@@ -412,5 +468,6 @@ def _parameter_dtype(network: Any) -> torch.dtype | None:
     return None
 
 
-def _show(t: Any) -> str:
+def show(t: Any) -> str:
+    """A time, or the range of several, in words."""
     return f"{t:.6g}" if isinstance(t, (int, float)) else f"{t.min().item():.6g}..{t.max().item():.6g}"

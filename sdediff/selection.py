@@ -15,10 +15,11 @@ from torch import Tensor
 from . import tuned as store
 from .analysis import gaussian_error, spectrum_of
 from .contracts import integer
-from .execution import calls_at, is_value
+from .execution import is_value
 from .grids import LogSNR, Sech
 from .recipes import Method, Run, chooser
 from .recipes import method as as_method
+from .score import calls_at
 from .sde import SDE
 from .solvers import Angular, NonStationary
 from .tuned import Tuned

@@ -8,6 +8,8 @@ C_k = U_k L_k U_k^T, everything follows in the eigenbases, S_k = alpha^2 L_k + s
     E[x_0 | x]  =   sum r_k m_k,                        m_k = mu_k + alpha U_k (L_k / S_k) y_k
     Cov[x_0|x]  =   sum r_k (U_k (sigma^2 L_k / S_k) U_k^T + (m_k - m)(m_k - m)^T)
 
+Components carry labels: p(y|x) is the sum of r_k over the class, and p(x|y) the mixture of its components, whatever the level.
+
 Score and denoiser are each a sum without cancellation, at alpha = 0 and, for non-singular C_k, at sigma = 0. Point masses
 (``Empirical``) have C_k = 0. A curve with Gaussian thickness is a mixture over a continuous latent u, x_0 | u ~ N(c(u), C(u)); a
 quadrature in u makes it a mixture of the nodes, which lie closer than the thickness: the trapezoidal rule on a closed curve (192
@@ -29,8 +31,10 @@ References: Efron 2011 (Tweedie); Grathwohl et al. 2019 (FFJORD) and Johnson et 
 from __future__ import annotations
 
 import abc
+import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -38,9 +42,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contracts import INTEGRATED, choice, integer, real
+from .contracts import INTEGRATED, choice, integer, labels, real
 from .random import Normals, Seed, canonical_seed
-from .score import Prediction
+from .score import Prediction, cut, spread
 from .sde import NoiseLevel
 
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 25}       # numbers in an intermediate tensor, at most (one sample at least)
@@ -96,12 +100,16 @@ class Target(abc.ABC):
         """What is known about x (B, *D) at a level of any process: a ``Prediction`` with x0 and score. Where the score does not
         exist (sigma = 0 and a singular or discontinuous law) it gives x0 = x/alpha alone. Raises TypeError or ValueError on
         a wrong x or level, and for a per-sample level with sigma = 0 where the score does not exist."""
+        return self._scored_at(x, level)
+
+    def _scored_at(self, x: Tensor, level: NoiseLevel, *given: Tensor) -> Prediction:
+        """``score`` from ``_predict`` with ``given``, tensors of B rows."""
         flat, m = self._flat(x), self._level(x, level)
         if not self._scored and self._clean(m.sigma):
             if isinstance(m.sigma, Tensor):
                 raise ValueError(f"level: sigma = 0 for some samples, where {self.name} has no score; expected sigma > 0.")
             return Prediction(x, m, x0=x / m.alpha)
-        parts = self._chunked(self._predict, flat, m, self._width)
+        parts = self._chunked(self._predict, flat, m, self._width, *given)
         return Prediction(x, m.to(x), **{k: v.reshape(x.shape).to(x.dtype) for k, v in zip(("x0", "score"), parts)})
 
     def log_prob(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
@@ -120,13 +128,17 @@ class Target(abc.ABC):
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in INTEGRATED:
             raise TypeError(f"dtype={dtype}: expected a floating dtype such as torch.float32.")
+        x = self._drawn(self._draw, n, seed)
+        return x.reshape(n, *self.event).to(dtype=dtype, device=torch.get_default_device() if device is None else device)
+
+    def _drawn(self, draw: Callable[[Tensor], Tensor], n: int, seed: Seed) -> Tensor:
+        """``draw`` of the normals of n samples, block by block."""
         if isinstance(seed, torch.Generator):
             z = torch.randn(n, self._normals, generator=seed, dtype=torch.float64, device=seed.device).cpu()
         else:
             z = Normals(canonical_seed(seed, n), (n, self._normals), dtype=torch.float64, device="cpu").single((STREAM,))
         z = torch.nn.functional.pad(z, (0, 0, 0, -n % BLOCK))
-        x = torch.cat([self._draw(block.T.contiguous()) for block in z.split(BLOCK)])[:n]
-        return x.reshape(n, *self.event).to(dtype=dtype, device=torch.get_default_device() if device is None else device)
+        return torch.cat([draw(block.T.contiguous()) for block in z.split(BLOCK)])[:n]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r}, dim={self.dim})"
@@ -153,14 +165,15 @@ class Target(abc.ABC):
     def _clean(sigma: Any) -> bool:
         return bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0
 
-    def _chunked(self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, m: NoiseLevel, width: int) -> tuple[Tensor, ...]:
-        """``function`` on slices of the batch that keep its intermediates within CHUNK numbers."""
+    def _chunked(self, function: Callable[..., tuple[Tensor, ...]], x: Tensor, m: NoiseLevel, width: int,
+                 *given: Tensor) -> tuple[Tensor, ...]:
+        """``function`` on slices of the batch (and of ``given``) that keep its intermediates within CHUNK numbers."""
         alpha, sigma = _columns(m, x)
         rows = max(1, CHUNK.get(x.device.type, CHUNK["cpu"]) // width)
         if len(x) <= rows:
-            return function(x, alpha, sigma)
+            return function(x, alpha, sigma, *given)
         cut = lambda v, i: v[i:i + rows] if isinstance(v, Tensor) and len(v) > 1 else v
-        parts = [function(x[i:i + rows], cut(alpha, i), cut(sigma, i)) for i in range(0, len(x), rows)]
+        parts = [function(x[i:i + rows], cut(alpha, i), cut(sigma, i), *(v[i:i + rows] for v in given)) for i in range(0, len(x), rows)]
         return tuple(torch.cat(p) for p in zip(*parts))
 
     @cached_property
@@ -195,12 +208,19 @@ class GaussianMixture(Target):
         a sequence of K of these, one per component (a number, (d,) or (d, d) each). Symmetric, positive semi-definite; with a
         singular one the law has no density at sigma = 0.
     weights : (K,), non-negative; normalised. None: equal.
+    labels : (K,) integers, the class of each component; every class 0..C-1 has weight. None: each component is its own.
+
+    ``log_posterior`` is the exact classifier at every level, ``of_class`` the law of a class, ``conditional`` the score given labels,
+    ``tempered`` draws of p(x) p(y|x)^w: the ground truth of guidance.
 
     Raises TypeError on what are not real numbers, ValueError on wrong shapes, values that are not finite, a covariance that
-    is not symmetric positive semi-definite, and weights that are negative or all zero.
+    is not symmetric positive semi-definite, weights that are negative or all zero, and labels of classes without weight.
     """
 
-    def __init__(self, means: Any, covs: Any = 1.0, weights: Any = None, *, name: str = "gaussian-mixture") -> None:
+    labels: Tensor
+    classes: int
+
+    def __init__(self, means: Any, covs: Any = 1.0, weights: Any = None, *, labels: Any = None, name: str = "gaussian-mixture") -> None:
         mu, _ = _array("means", means)
         if mu.ndim != 2 or not mu.numel():
             raise ValueError(f"means.shape={tuple(mu.shape)}: expected (K, d), one mean per component; means[None] adds the axis.")
@@ -209,18 +229,20 @@ class GaussianMixture(Target):
         if w.shape != (components,) or bool((w < 0).any()) or not float(w.sum()) > 0:
             raise ValueError(f"weights={weights!r}: expected {components} non-negative numbers, one per component, with a "
                              "positive sum.")
-        self._build(name, mu, *_spectra(covs, components, d), w)
+        y = torch.arange(components, device="cpu") if labels is None else _classes(labels, w)
+        self._build(name, mu, *_spectra(covs, components, d), w, y)
 
-    def _build(self, name: str, mu: Tensor, spectra: Tensor, bases: Tensor | None, weights: Tensor) -> None:
-        """spectra: (K or 1, d); bases: (K or 1, d, d), eigenvectors in columns, or None for the identity."""
+    def _build(self, name: str, mu: Tensor, spectra: Tensor, bases: Tensor | None, weights: Tensor, labels: Tensor) -> None:
+        """spectra: (K or 1, d); bases: (K or 1, d, d), eigenvectors in columns, or None for the identity; labels (K,)."""
         components, d = mu.shape
+        self.labels, self.classes = labels, int(labels.max()) + 1
         self.name, self.event = name, (d,)
         self.means, self.weights, self._spectra, self._bases = mu, weights / weights.sum(), spectra, bases
         self.has_density = self._scored = bool((spectra > 0).all())
         self._width, self._normals = components * d, d + 1
         frame = None if bases is None else bases.permute(2, 0, 1).reshape(-1, d)        # rows (e, k): eigenvector e of C_k
         inside = mu.T if bases is None else torch.einsum("kde,kd->ek", bases.expand(components, d, d), mu)
-        self._parameters = (mu, inside.contiguous(), spectra.T.contiguous(), frame, self.weights.log())
+        self._parameters = (mu, inside.contiguous(), spectra.T.contiguous(), frame, self.weights.log(), labels.double())
 
     @property
     def covs(self) -> Tensor:
@@ -244,7 +266,7 @@ class GaussianMixture(Target):
 
     def _terms(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, Tensor, Any, Any]:
         """log w_k N(y_k; 0, S_k) up to the power of 2 pi (B, K); y_k / S_k (B, d, K); alpha, sigma for (B, d, K)."""
-        _, inside, spectra, frame, log_w = self._on(x)
+        _, inside, spectra, frame, log_w, _ = self._on(x)
         alpha, sigma = (v[:, None] if isinstance(v, Tensor) else v for v in (alpha, sigma))
         s = alpha**2 * spectra + sigma**2
         y = (x if frame is None else x @ frame.T).unflatten(1, (self.dim, -1)) - alpha * inside
@@ -261,12 +283,71 @@ class GaussianMixture(Target):
     def _log_prob(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, ...]:
         return (self._terms(x, alpha, sigma)[0].logsumexp(1) - 0.5 * self.dim * LOG_2PI,)
 
-    def _predict(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, ...]:
-        mu, _, spectra, _, _ = self._on(x)
+    def _predict(self, x: Tensor, alpha: Any, sigma: Any, y: Tensor | None = None) -> tuple[Tensor, ...]:
+        mu, _, spectra, _, _, labels = self._on(x)
         logits, z, a, _ = self._terms(x, alpha, sigma)
+        if y is not None:
+            logits = logits.masked_fill(labels != y[:, None], -math.inf)
         r = logits.softmax(1)
         z = r[:, None] * z
         return r @ mu + self._out(a * spectra * z), -self._out(z)
+
+    # -- classes ----------------------------------------------------------------------------------------------------
+    def log_posterior(self, x: Tensor, level: NoiseLevel | None = None) -> Tensor:
+        """log p(y | x_t) of every class, (B, C): at x (B, *D) of the law noised to ``level``, or of the clean law (None). A classifier
+        whose logits are exact. Raises as ``log_prob`` does."""
+        flat = self._flat(x)
+        m = CLEAN if level is None else self._level(x, level)
+        if not self.has_density and self._clean(m.sigma):
+            raise ValueError(f"{self.name} has no density at sigma = 0 (its law is singular); expected a level with sigma > 0.")
+        return self._chunked(self._log_posterior, flat, m, self._width)[0].to(x.dtype)
+
+    def _log_posterior(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, ...]:
+        logits = self._terms(x, alpha, sigma)[0]
+        if self.classes < len(self.means):
+            logits = torch.stack([logits[:, k].logsumexp(1) for k in self._components], 1)
+        else:
+            logits = logits[:, torch.cat(self._components)]
+        return (logits.log_softmax(1),)
+
+    @cached_property
+    def _components(self) -> list[Tensor]:
+        """The components of each class."""
+        with torch.inference_mode(False):       # else they could not serve autograd later
+            return [(self.labels == y).nonzero().flatten() for y in range(self.classes)]
+
+    def of_class(self, y: int) -> GaussianMixture:
+        """The law p(x_0 | y), exactly: the components of that class. ValueError where there is none, or without weight."""
+        k = self._components[integer("y", y, 0, self.classes - 1)]
+        if not float(self.weights[k].sum()) > 0:
+            raise ValueError(f"y={y}: this class of {self.name} has no weight; expected another one.")
+        part, own = GaussianMixture.__new__(GaussianMixture), lambda v: v if v is None or len(v) == 1 else v[k]
+        part._build(f"{self.name}[{y}]", self.means[k], own(self._spectra), own(self._bases), self.weights[k], torch.zeros_like(k))
+        return part
+
+    @property
+    def conditional(self) -> ClassScore:
+        """The exact score given labels: ``sample(sde, target.conditional, conditions={"y": labels}, ...)``."""
+        return ClassScore(self)
+
+    def sample_labels(self, n: int, *, seed: Seed = None) -> Tensor:
+        """The classes (n,) of the draws that ``sample(n, seed=seed)`` makes; ``seed`` as there."""
+        return self._drawn(self._draw_label, integer("n", n, 0), seed)
+
+    def tempered(self, y: int, w: float, n: int, *, seed: int = 0, dtype: torch.dtype | None = None) -> Tensor:
+        """Exact draws (n, *event) of the law that guidance by a factor w >= 0 is meant for, p(x) p(y|x)^w / Z, by rejection: from p(x|y)
+        with probability p(y|x)^(w-1), for w < 1 from p(x) with p(y|x)^w. RuntimeError where that accepts less than one of 10^4."""
+        integer("y", y, 0, self.classes - 1), integer("n", n, 0), integer("seed", seed, 0)
+        source, power = (self.of_class(y), w - 1) if real("w", w, 0.0) >= 1 else (self, w)
+        generator, kept, tried = torch.Generator("cpu").manual_seed(seed), [torch.empty(0, *self.event, dtype=torch.float64)], 0
+        while (found := sum(map(len, kept))) < n:
+            if tried > 1e4 * (found + 100):
+                raise RuntimeError(f"w={w}: of {tried} draws of {source.name} {found} were accepted; expected a smaller w.")
+            x = source.sample(max(n, BLOCK), seed=generator, dtype=torch.float64, device="cpu")
+            u = torch.rand(len(x), generator=generator, dtype=torch.float64)
+            kept.append(x[u.log() < power * self.log_posterior(x)[:, y]])
+            tried += len(x)
+        return torch.cat(kept)[:n].to(dtype or torch.get_default_dtype())
 
     def posterior(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """Mean, shaped as x, and covariance (B, d, d) of x_0 given x (B, *D) at the level. Raises as ``score`` does; at
@@ -280,7 +361,7 @@ class GaussianMixture(Target):
         return mean.reshape(x.shape).to(x.dtype), cov.to(x.dtype)
 
     def _posterior(self, x: Tensor, alpha: Any, sigma: Any) -> tuple[Tensor, ...]:
-        mu, _, spectra, frame, _ = self._on(x)
+        mu, _, spectra, frame, *_ = self._on(x)
         logits, z, a, s = self._terms(x, alpha, sigma)
         r = logits.softmax(1)
         within = r[:, None] * (s**2 * spectra / (a**2 * spectra + s**2))                # (B, d, K)
@@ -341,6 +422,30 @@ class GaussianMixture(Target):
                     z = torch.where((k == j)[:, None], z @ bases[j].T, z)
         return self.means[k] + z
 
+    def _draw_label(self, z: Tensor) -> Tensor:
+        return self.labels[_pick(self.weights, z[0])]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The exact score of p(x_t | y): that of the components of the labels ``y`` ((B,) or one for all), of all of them where y is None."""
+
+    mixture: GaussianMixture
+    y: Any = None
+
+    def condition(self, y: Any) -> ClassScore:
+        """The same score for other labels."""
+        return dataclasses.replace(self, y=y)
+
+    def rows(self, start: int, stop: int) -> ClassScore:
+        """The same score for the samples start..stop of a batch."""
+        return dataclasses.replace(self, y=cut(self.y, start, stop))
+
+    def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        if self.y is None:
+            return self.mixture.score(x, level)
+        return self.mixture._scored_at(x, level, labels("y", spread(self.y, len(x)), len(x), self.mixture.classes, x.device))
+
 
 class Gaussian(GaussianMixture):
     """N(mean, cov): the mixture of one component. ``mean``: (d,); ``cov``: a number, a diagonal (d,) or a matrix (d, d)."""
@@ -357,7 +462,7 @@ class Gaussian(GaussianMixture):
         flat, mt, ms = self._flat(x), self._level(x, t), self._level(x, s)
         if not self._scored and self._clean(mt.sigma):
             raise ValueError(f"t: sigma = 0, from where a singular {self.name} has no flow; expected sigma > 0.")
-        mu, _, spectra, frame, _ = self._on(flat)
+        mu, _, spectra, frame, *_ = self._on(flat)
         (at, st), (a, b) = _columns(mt, flat), _columns(ms, flat)
         y = flat - at * mu
         spectrum = spectra[:, 0]
@@ -436,11 +541,14 @@ class _Latent(GaussianMixture):
         self._shift = w @ c
         self._scale = float(torch.sqrt(2 / (w @ ((c - self._shift)**2).sum(1) + (tau**2).sum())))
         self._tau = self._scale * tau
-        self._build(name, (c - self._shift) * self._scale, self._tau[None]**2, None if e is None else _turn(e), w)
+        self._build(name, (c - self._shift) * self._scale, self._tau[None]**2, None if e is None else _turn(e), w, arm.long())
         self._normals = 4
 
+    def _draw_label(self, z: Tensor) -> Tensor:
+        return _pick(torch.ones(self._arms, dtype=torch.float64), z[0])
+
     def _draw(self, z: Tensor) -> Tensor:
-        arm = _pick(torch.ones(self._arms, dtype=torch.float64), z[0]).double()
+        arm = self._draw_label(z).double()
         c, e = self._frame(arm, self._latent(z[1]))
         noise = self._tau * z[2:].T
         if e is not None:
@@ -626,6 +734,16 @@ def _array(name: str, value: Any) -> tuple[Tensor, float]:
         bad = int((~torch.isfinite(out)).sum())
         raise ValueError(f"{name} holds NaN or inf in {bad} of {out.numel()} entries; expected finite values.")
     return out, unit
+
+
+def _classes(labels: Any, weights: Tensor) -> Tensor:
+    """Labels (K,) of components with these weights, checked."""
+    y = torch.as_tensor(labels, device="cpu")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape != weights.shape or bool((y < 0).any()):
+        raise ValueError(f"labels={labels!r}: expected {len(weights)} integers >= 0, the class of each component.")
+    if bool((torch.bincount(y, weights) == 0).any()):
+        raise ValueError(f"labels={labels!r}: a class has no weight; expected labels 0..C-1, each of a component with a positive weight.")
+    return y.long()
 
 
 def _spectra(covs: Any, components: int, d: int) -> tuple[Tensor, Tensor | None]:

@@ -29,6 +29,10 @@ and every B-th part of (0, 1) holds exactly one. With ``importance`` the loss is
 is then that of uniform times whatever the law, which is left to set the variance. The law "likelihood" makes it least for the weighting
 "likelihood" on data N(0, s^2 I) (``sde.likelihood_law``), and leaves the weight SNR + 1/s^2, that of "edm", bounded against the error.
 
+*Conditions.* With probability ``drop`` all conditions of a sample are replaced by those that mean none, so that one network learns the
+conditional and the unconditional score (Ho & Salimans 2022). A noise-aware classifier p(y | x_t) is trained in the same loop, by the
+cross-entropy at the same times and noises (Dhariwal & Nichol 2021); its minimum is the exact posterior.
+
 *Randomness.* The batch, its times and its noise are pure functions of (seed, step): no generator runs along, so none needs
 saving. Rows are drawn with replacement. What a network takes from the global generators (dropout) is seeded by the step
 as well, and the global state is put back at the end.
@@ -63,11 +67,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from . import contracts
 from . import sde as processes
 from .contracts import choice, integer, real, state
 from .random import WhiteNoise
 from .ranks import ALONE, Ranks
-from .score import NetworkScore, Prediction, Score
+from .score import NetworkClassifier, NetworkScore, Prediction, Score, log_posterior
 from .sde import SDE, NoiseLevel, likelihood_law
 
 # -- the loss ---------------------------------------------------------------------------------------------------------
@@ -219,6 +224,7 @@ class TrainingConfig:
         gamma: the bound of "min-snr".
         times: law of the levels: "uniform" in t, "logsnr", "lognormal", or "likelihood", of least variance for that weighting.
         importance: divide by the density of the times, so that the law sets the variance of the loss and not its expectation.
+        drop: probability that all conditions of a sample are replaced by those that mean none (classifier-free guidance: 0.1).
         dequantise: width of uniform noise on the data, drawn anew in every batch: the bin width of data on a lattice, for likelihoods.
         low_discrepancy: spread the levels of a batch evenly over their law.
         p_mean: mean of log(sigma/alpha) under "lognormal".
@@ -243,6 +249,7 @@ class TrainingConfig:
     p_mean: float = -1.2
     p_std: float = 1.2
     importance: bool = False
+    drop: float = 0.0
     dequantise: float = 0.0
     seed: int = 0
     checkpoint_every: int = 1000
@@ -258,7 +265,7 @@ class TrainingConfig:
         for name in ("weight_decay", "dequantise"):
             real(name, getattr(self, name), 0.0)
         real("p_mean", self.p_mean)
-        for name in ("beta2", "ema"):
+        for name in ("beta2", "ema", "drop"):
             real(name, getattr(self, name), 0.0, 1.0, high_open=True)
         choice("schedule", self.schedule, SCHEDULES)
         choice("weighting", self.weighting, WEIGHTINGS)
@@ -279,6 +286,7 @@ class TrainingConfig:
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 FORMAT, SCHEMA = "sdediff.training", 1
+CLASS = "class"                                 # what a classifier predicts
 _MOMENTS = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "adamw_step": "step"}      # part: AdamW's name
 _PARTS = ("network", "ema", *_MOMENTS)
 _DOCUMENT: dict[str, tuple[type, ...]] = {
@@ -339,7 +347,18 @@ class Checkpoint:
         if time_input is None:
             raise ValueError(f"{self.path}: time_input was a function, which a file does not hold; expected a name. "
                              "from_network(network, predicts, time_input=...) takes the function again.")
+        if self.document["predicts"] == CLASS:
+            raise ValueError(f"{self.path}: it holds a classifier, not a score; expected checkpoint.classifier(network).")
         return NetworkScore(network, self.document["predicts"], time_input, self.document["sigma_data"])
+
+    def classifier(self, network: nn.Module, *, ema: bool = True) -> NetworkClassifier:
+        """The same for a classifier, of ``train_classifier``."""
+        _load(network, self.parts["ema" if ema else "network"], self.path)
+        time_input = self.document["time_input"]
+        if self.document["predicts"] != CLASS or time_input is None:
+            raise ValueError(f"{self.path}: it holds {'a score' if time_input else 'no name of the time input'}; expected a classifier's "
+                             "checkpoint, made by train_classifier with a time_input that has a name.")
+        return NetworkClassifier(network, time_input)
 
 
 def save_checkpoint(path: str | Path, document: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]],
@@ -422,15 +441,25 @@ _USE = 1 << 16                                  # of the noise source: a stream 
 
 @dataclass(frozen=True)
 class Trained:
-    """What ``train`` returns. ``network``: the one given, trained in place; ``ema``: its moving average, the one to
-    sample from; ``score``: the adapter given, around ``ema``; ``losses`` (steps,): the mean loss of each batch."""
+    """What ``train`` and ``train_classifier`` return. ``network``: the one given, trained in place; ``ema``: its moving average, the one to
+    sample from; ``model``: the adapter given, around ``ema``; ``losses`` (steps,): the mean loss of each batch."""
 
     network: nn.Module
     ema: nn.Module
     losses: Tensor
-    score: NetworkScore
+    model: Any
     sde: SDE
     config: TrainingConfig
+
+    @property
+    def score(self) -> NetworkScore:
+        """The trained score."""
+        return self.model
+
+    @property
+    def classifier(self) -> NetworkClassifier:
+        """The trained classifier."""
+        return self.model
 
 
 class _Rounded(nn.Module):
@@ -447,8 +476,8 @@ class _Rounded(nn.Module):
 
 
 def train(score: NetworkScore, sde: SDE, data: Tensor, config: TrainingConfig | None = None, *,
-          conditions: Mapping[str, Tensor] | None = None, checkpoint: str | Path | None = None, resume: bool = False,
-          progress: bool = True, group: Any = None) -> Trained:
+          conditions: Mapping[str, Tensor] | None = None, null: Mapping[str, Any] | None = None,
+          checkpoint: str | Path | None = None, resume: bool = False, progress: bool = True, group: Any = None) -> Trained:
     """Train a network by denoising score matching: AdamW on the weighted loss, gradients clipped, weights averaged.
 
     Parameters
@@ -458,6 +487,7 @@ def train(score: NetworkScore, sde: SDE, data: Tensor, config: TrainingConfig | 
     sde : the forward process.
     data : (N, *D), moved to the device once.
     conditions : tensors with a leading axis of N, passed to the network by keyword, as ``{"y": labels}``.
+    null : what ``config.drop`` puts in place of each condition, as ``{"y": 10}``: values that mean none.
     checkpoint : a file, written every ``config.checkpoint_every`` steps, at the end, and on KeyboardInterrupt. An existing
         file raises FileExistsError, unless ``resume`` is set: the run then continues from it, and ends where an
         uninterrupted one would have, bit for bit (on one kind of machine with one number of threads; on a GPU, where its
@@ -472,10 +502,55 @@ def train(score: NetworkScore, sde: SDE, data: Tensor, config: TrainingConfig | 
     random state is left as it was.
     """
     config = TrainingConfig() if config is None else config
-    if not isinstance(config, TrainingConfig):
-        raise TypeError(f"config={config!r}: expected a TrainingConfig.")
     if not isinstance(score, NetworkScore) or not isinstance(score.network, nn.Module):
         raise TypeError(f"score={type(score).__name__}: expected from_network(network, ...) around a torch.nn.Module.")
+
+    return _trained(score, denoising(sde, config), sde, data, conditions, null, config, checkpoint, resume, progress, group)
+
+
+def train_classifier(classifier: NetworkClassifier, sde: SDE, data: Tensor, labels: Tensor, config: TrainingConfig | None = None, *,
+                     checkpoint: str | Path | None = None, resume: bool = False, progress: bool = True, group: Any = None) -> Trained:
+    """Train a noise-aware classifier, log p(y | x_t), for classifier guidance: as ``train``, with the cross-entropy for the loss.
+
+        trained = training.train_classifier(from_classifier(nets.MLP(2, outputs=3)), sde, data, labels)     # trained.classifier
+
+    labels : (N,) integers in [0, C - 1], C the logits that the network returns. ``config.weighting`` and ``gamma`` do not enter; ``times``,
+    and ``importance``, do. Raises as ``train`` does, and ``NetworkError`` where the network returns no logits (B, C).
+    """
+    config = TrainingConfig() if config is None else config
+    if not isinstance(classifier, NetworkClassifier) or not isinstance(classifier.network, nn.Module):
+        raise TypeError(f"classifier={type(classifier).__name__}: expected from_classifier(network) around a torch.nn.Module.")
+    if getattr(config, "drop", 0.0):
+        raise ValueError(f"drop={config.drop}: a classifier is trained on all labels; expected drop=0.0.")
+
+    return _trained(classifier, classifying(sde), sde, data, {"y": labels}, None, config, checkpoint, resume, progress, group)
+
+
+Losses = Callable[[Any, Tensor, Mapping[str, Tensor], Tensor, Tensor], Tensor]
+
+
+def denoising(sde: SDE, config: TrainingConfig) -> Losses:
+    """``loss`` as the training loop asks for it: of (score, x0, conditions, t, eps)."""
+    return lambda score, x0, conditions, t, eps: loss(score.condition(**conditions) if conditions else score, sde, x0, t, eps,
+                                                      config.weighting, gamma=config.gamma)
+
+
+def classifying(sde: SDE) -> Losses:
+    """-log p(y | x_t) of each sample, of (classifier, x0, {"y": labels}, t, eps)."""
+    def losses(classifier: NetworkClassifier, x0: Tensor, conditions: Mapping[str, Tensor], t: Tensor, eps: Tensor) -> Tensor:
+        level = sde.at(t.reshape(-1, *[1] * (x0.ndim - 1))).to(x0)
+        log_p = log_posterior(classifier, level.alpha * x0 + level.sigma * eps, level)
+        y = contracts.labels("labels", conditions["y"], len(x0), log_p.shape[1], x0.device)
+        return nn.functional.nll_loss(log_p, y, reduction="none")
+
+    return losses
+
+
+def _trained(model: Any, losses: Losses, sde: SDE, data: Tensor, conditions: Mapping[str, Tensor] | None, null: Mapping[str, Any] | None,
+             config: TrainingConfig, checkpoint: str | Path | None, resume: bool, progress: bool, group: Any) -> Trained:
+    """``losses(model, x0, conditions, t, eps)`` (B,) made small."""
+    if not isinstance(config, TrainingConfig):
+        raise TypeError(f"config={config!r}: expected a TrainingConfig.")
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
     if not len(state("data", data)):
@@ -485,24 +560,25 @@ def train(score: NetworkScore, sde: SDE, data: Tensor, config: TrainingConfig | 
         if not isinstance(value, Tensor) or value.shape[:1] != data.shape[:1]:
             raise ValueError(f"conditions[{name!r}]={getattr(value, 'shape', value)}: expected a tensor with a leading axis "
                              f"of {len(data)}, that of data.")
+    null = _nulls(config.drop, conditions, null)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists() and not resume:
         raise FileExistsError(f"checkpoint={str(path)!r} exists; resume=True continues it, or choose another name.")
     if path is not None and not path.parent.is_dir():
         raise FileNotFoundError(f"checkpoint={str(path)!r}: expected its directory to exist.")
 
-    ranks, network = Ranks.of(group), score.network
+    ranks, network = Ranks.of(group), model.network
     if config.batch < ranks.size:
         raise ValueError(f"batch={config.batch}: {ranks.size} processes share it; expected batch >= {ranks.size}.")
     parameters = [p for p in network.parameters() if p.requires_grad]
     if not parameters or any(p.dtype not in (torch.bfloat16, torch.float32, torch.float64) for p in parameters):
-        raise TypeError(f"network {score.name}: its parameters are {sorted({str(p.dtype) for p in network.parameters()})}; "
+        raise TypeError(f"network {model.name}: its parameters are {sorted({str(p.dtype) for p in network.parameters()})}; "
                         "expected trainable ones of float32, float64 or bfloat16.")
     rounded = parameters[0].dtype == torch.bfloat16
     with torch.no_grad():
         ranks.from_first(*(p.data for p in network.parameters()), *network.buffers())
     with torch.random.fork_rng(devices=_cuda(parameters[0].device)), torch.enable_grad():
-        run = _Run(_Rounded(network, torch.bfloat16) if rounded else network, score, sde, data, conditions, config, ranks)
+        run = _Run(_Rounded(network, torch.bfloat16) if rounded else network, model, losses, sde, data, conditions, null, config, ranks)
         if path is not None and path.exists():
             run.restore(load_checkpoint(path))
         if ranks.size > 1:
@@ -514,23 +590,40 @@ def train(score: NetworkScore, sde: SDE, data: Tensor, config: TrainingConfig | 
         ema = copy.deepcopy(network)
         ema.load_state_dict(_bare(run.average.module).state_dict())
     ema.train(network.training)
-    return Trained(network, ema, run.losses.cpu(), dataclasses.replace(score, network=ema), sde, config)
+    return Trained(network, ema, run.losses.cpu(), dataclasses.replace(model, network=ema), sde, config)
+
+
+def _nulls(drop: float, conditions: Mapping[str, Tensor], null: Mapping[str, Any] | None) -> dict[str, Tensor]:
+    """What stands for each condition where it is dropped."""
+    if not drop:
+        return {}
+    if not conditions or set(null or {}) != set(conditions):
+        raise ValueError(f"drop={drop}, null={null!r}: expected a value that means none for each of the conditions {sorted(conditions)}, "
+                         "such as null={'y': 10}" + ("." if conditions else "; there is none to drop: drop=0.0."))
+    made = {k: torch.as_tensor(v) for k, v in (null or {}).items()}
+    for k, v in made.items():
+        if v.shape not in ((), conditions[k].shape[1:]) or not torch.can_cast(v.dtype, conditions[k].dtype):
+            raise ValueError(f"null[{k!r}]={v}: expected a value for conditions[{k!r}] of one sample, {tuple(conditions[k].shape[1:])} and "
+                             f"{conditions[k].dtype}.")
+    return made
 
 
 class _Run:
     """The state of a training run after ``step`` steps."""
 
-    def __init__(self, network: nn.Module, score: NetworkScore, sde: SDE, data: Tensor, conditions: Mapping[str, Tensor],
-                 config: TrainingConfig, ranks: Ranks = ALONE) -> None:
-        self.network, self.score, self.sde, self.config = network, dataclasses.replace(score, network=network), sde, config
+    def __init__(self, network: nn.Module, model: Any, losses: Losses, sde: SDE, data: Tensor, conditions: Mapping[str, Tensor],
+                 null: Mapping[str, Tensor], config: TrainingConfig, ranks: Ranks = ALONE) -> None:
+        self.network, self.model, self.sde, self.config = network, dataclasses.replace(model, network=network), sde, config
+        self.each = losses
         self.ranks, share = ranks, [config.batch * r // ranks.size for r in (ranks.rank, ranks.rank + 1)]
         self.rows = slice(*share)               # of the batch: this rank's
         self.step = 0
         self.named = {k: p for k, p in _bare(network).named_parameters() if p.requires_grad}
         first = next(iter(self.named.values()))
-        self.given = data, conditions
+        self.given = data, {**conditions, **{f"{k} dropped": v for k, v in null.items()}}
         self.data = data.detach().to(device=first.device, dtype=first.dtype)
         self.conditions = {k: v.detach().to(first.device) for k, v in conditions.items()}
+        self.null = {k: v.to(self.conditions[k]) for k, v in null.items()}
         self.noise = WhiteNoise(config.seed, (share[1] - share[0], *data.shape[1:]), dtype=first.dtype, device=first.device,
                                 first=share[0])
         self.optimizer = torch.optim.AdamW(self.named.values(), lr=config.lr, betas=(0.9, config.beta2),
@@ -538,7 +631,7 @@ class _Run:
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.decay(0)))
         self.average.n_averaged.fill_(1)        # the average starts at the initial weights
         self.losses = torch.zeros(config.steps, device=first.device)
-        self.law = {"p_mean": config.p_mean, "p_std": config.p_std, "sigma_data": float(score.sigma_data)}
+        self.law = {"p_mean": config.p_mean, "p_std": config.p_std, "sigma_data": getattr(model, "sigma_data", 0.5)}
 
     def draw(self) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
         """This rank's rows of the batch of this step, their conditions, times and noise: pure functions of (seed, step, row)."""
@@ -548,15 +641,18 @@ class _Run:
         x0, noise = self.data[rows], self.noise.at(self.step)
         if c.dequantise:
             x0 = x0 + c.dequantise * (torch.special.ndtr(noise.normal(_USE + 1).float()) - 0.5).to(x0)
-        return x0, {k: v[rows] for k, v in self.conditions.items()}, t, noise.normal(_USE)
+        conditions = {k: v[rows] for k, v in self.conditions.items()}
+        if c.drop:
+            dropped = torch.from_numpy(rng.random(c.batch) < c.drop)[self.rows].to(rows.device)
+            conditions = {k: torch.where(dropped.view(-1, *[1] * (v.ndim - 1)), self.null[k], v) for k, v in conditions.items()}
+        return x0, conditions, t, noise.normal(_USE)
 
     def advance(self) -> None:
         """One step. Ctrl-C comes before or after the update, never between its parts."""
         x0, conditions, t, eps = self.draw()
         c = self.config
         _seed(c.seed, self.step, self.rows.start, self.data.device)
-        score = self.score.condition(**conditions) if conditions else self.score
-        losses = loss(score, self.sde, x0, t, eps, c.weighting, gamma=c.gamma)
+        losses = self.each(self.model, x0, conditions, t, eps)
         if c.importance:
             losses = losses / density(c.times, self.sde, t, **self.law).to(losses)
         value = losses.sum() / c.batch
@@ -631,10 +727,10 @@ class _Run:
         return _digest(*self.given)
 
     def document(self) -> dict[str, Any]:
-        shown, given = getattr(_bare(self.network), "config", None), self.score.time_input
+        shown, given = getattr(_bare(self.network), "config", None), self.model.time_input
         return {"step": self.step, "training": dataclasses.asdict(self.config), "sde": sde_config(self.sde),
-                "network": shown if isinstance(shown, dict) else None, "predicts": self.score.predicts,
-                "time_input": given if isinstance(given, str) else None, "sigma_data": float(self.score.sigma_data),
+                "network": shown if isinstance(shown, dict) else None, "predicts": getattr(self.model, "predicts", CLASS),
+                "time_input": given if isinstance(given, str) else None, "sigma_data": float(self.law["sigma_data"]),
                 "data": self.digest}
 
     def save(self, path: Path) -> None:

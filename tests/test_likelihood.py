@@ -399,7 +399,7 @@ def test_a_run_trains_by_importance_on_dequantised_data_and_goes_on(tmp_path):
     training.train(score(), VP, x, training.dataclasses.replace(make(), steps=17), checkpoint=path, progress=False)
     on = training.train(score(), VP, x, make(), checkpoint=path, resume=True, progress=False)
     assert torch.equal(whole.losses, on.losses)
-    run = training._Run(score().network, score(), VP, x, {}, make())
+    run = training._Run(score().network, score(), training.denoising(VP, make()), VP, x, {}, {}, make())
     x0 = run.draw()[0]
     assert (x0 + 1).frac().unique().numel() > 100
     assert 0 <= (x0 + 1).min() < (x0 + 1).max() <= 2

@@ -207,8 +207,8 @@ def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "d
             progress: bool = False, device: torch.device | str = "cpu") -> Inpainted:
     """Measures n held-out samples (``measurement``, by default "upper" of images and "1" of points; noise ``std``, in the network's units)
     and draws from their posteriors: inpaint.png and inpaint.npy (n, draws, *D) in the run's folder, in the data's units. ``posterior``:
-    NAME or NAME:KEY=VALUE,... of ``inverse.GUIDANCES``, sampled by ``method``, or of a method on the state (``methods(observing=True)``). Raises
-    FileExistsError where inpaint.npy is there, and what ``inverse.observe`` and ``sample`` raise."""
+    NAME or NAME:KEY=VALUE,... of ``inverse.GUIDANCES``, sampled by ``method``, or of a method on the state. Raises FileExistsError where
+    inpaint.npy is there, and what ``inverse.observe`` and ``sample`` raise."""
     import numpy as np
     config, checkpoint, score = runs.read(run)
     dataset, sde = load(config["data"], seed=config.get("seed", 0)), checkpoint.sde

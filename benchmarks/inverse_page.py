@@ -72,8 +72,10 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)]
 
 
-def _number(v: float) -> str:
-    return "diverged" if not math.isfinite(v) or v > 10 else f"{v:.3f}"
+def _cell(row: Row) -> str:
+    if not math.isfinite(row.sliced_w2) or row.sliced_w2 > 10:
+        return "diverged"
+    return f"{row.sliced_w2:.3f} ({row.mean_error:.2f}, {row.cov_error:.2f})"
 
 
 def _methods() -> list[str]:
@@ -110,17 +112,15 @@ def page() -> str:
               "![Posterior samples in the plane](plane.png)", ""]
     for problem, what in PROBLEMS.items():
         words = what.words[0].upper() + what.words[1:]
-        lines += [f"## {problem[0].upper() + problem[1:]}", "", f"{words}; noise {what.std:g}. Sliced W2 to the exact posterior by network "
-                  f"calls, then at {LAST} calls the relative errors of mean and covariance, and a cloud's least effective sample size.", ""]
-        head = ["method", *(str(n) for n in BUDGETS), "mean", "covariance", "ESS"]
-        floor = rows[problem, "floor", 0]
-        body = [["floor", *[_number(floor.sliced_w2)] * len(BUDGETS), _number(floor.mean_error), _number(floor.cov_error), ""]]
+        lines += [f"## {problem[0].upper() + problem[1:]}", "", f"{words}; noise {what.std:g}. For each number of network calls sliced W2 "
+                  "to the exact posterior, and in brackets the relative errors of mean and covariance; ESS, the least effective sample size "
+                  f"of a cloud on its way, at {LAST} calls.", ""]
+        body = [["floor", *[_cell(rows[problem, "floor", 0])] * len(BUDGETS), ""]]
         for method in _methods():
             found = [_best(rows, problem, method, n) for n in BUDGETS]
-            end = found[-1]
-            body.append([method, *(_number(r.sliced_w2) for r in found), _number(end.mean_error), _number(end.cov_error),
-                         "" if end.ess is None else f"{100 * end.ess:.0f} %"])
-        lines += [*_table(head, body), ""]
+            ess = found[-1].ess
+            body.append([method, *map(_cell, found), "" if ess is None else f"{100 * ess:.0f} %"])
+        lines += [*_table(["method", *(f"{n} calls" for n in BUDGETS), "ESS"], body), ""]
     lines += ["Made by `python benchmarks/inverse.py run` and `page`; rows in `benchmarks/results/inverse.csv`.", ""]
     return "\n".join(lines)
 

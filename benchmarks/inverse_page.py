@@ -113,8 +113,8 @@ def page() -> str:
     for problem, what in PROBLEMS.items():
         words = what.words[0].upper() + what.words[1:]
         lines += [f"## {problem[0].upper() + problem[1:]}", "", f"{words}; noise {what.std:g}. For each number of network calls sliced W2 "
-                  "to the exact posterior, and in brackets the relative errors of mean and covariance; ESS, the least effective sample size "
-                  f"of a cloud on its way, at {LAST} calls.", ""]
+                  "to the exact posterior, and in brackets the relative errors of mean and covariance; ESS, the least effective sample "
+                  f"size of a cloud on its way, at {LAST} calls.", ""]
         body = [["floor", *[_cell(rows[problem, "floor", 0])] * len(BUDGETS), ""]]
         for method in _methods():
             found = [_best(rows, problem, method, n) for n in BUDGETS]

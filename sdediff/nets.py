@@ -1,4 +1,5 @@
-r"""Small reference networks, called as ``network(x, c, y=None)`` with x (B, *D), the level c (B,) and labels y (B,).
+r"""Small reference networks, called as ``network(x, c, y=None)`` with x (B, *D), the level c (B,) and labels y (B,): a residual MLP for
+points and small pictures, a U-Net for images (Ronneberger et al. 2015; Ho et al. 2020, App. B; Dhariwal & Nichol 2021).
 
 The level enters through Fourier features (Tancik et al. 2020; Song et al. 2021, App. G): with u = ``time_scale`` c,
 
@@ -29,7 +30,41 @@ from torch import Tensor, nn
 from .contracts import choice, integer, labels, real
 
 
-class MLP(nn.Module):
+class _Conditioned(nn.Module):
+    """What networks share: the features of the level and of conditions."""
+
+    frequency: Tensor
+
+    def _prepare(self, size: int, frequencies: int, time_scale: float, classes: int | None, seed: int) -> torch.Generator:
+        """Check and keep the arguments, and draw the embedding of labels, ``size`` numbers each. ``features``: numbers that say a level."""
+        self.frequencies, self.time_scale = integer("frequencies", frequencies, 0), real("time_scale", time_scale, 0.0, low_open=True)
+        self.classes = None if classes is None else integer("classes", classes, 1)
+        self.seed = integer("seed", seed, 0, 2**63 - 1)
+        generator = torch.Generator("cpu").manual_seed(self.seed)
+        self.register_buffer("frequency", math.pi * torch.logspace(-5, 1, self.frequencies, 2.0, device="cpu"), persistent=False)
+        self.label: nn.Embedding | None = None
+        self.features = 1 + 2 * self.frequencies
+        if self.classes is not None:
+            self.label = nn.utils.skip_init(nn.Embedding, self.classes + 1, size, device="cpu")
+            nn.init.normal_(self.label.weight, generator=generator)
+            self.features += size
+        return generator
+
+    def _level(self, x: Tensor, c: Tensor, y: Tensor | int | None) -> Tensor:
+        """The features (B, features) of levels c (B,) and labels y."""
+        u = self.time_scale * c.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, 1)
+        u = torch.nan_to_num(u, nan=math.nan, posinf=10.0, neginf=-10.0)
+        angle = u * self.frequency
+        level = torch.cat([u, angle.cos(), angle.sin()], 1).to(x.dtype)
+        if self.label is not None and self.classes is not None:
+            y = labels("y", self.classes if y is None else y, len(x), self.classes, x.device, "no label")
+            return torch.cat([level, self.label(y)], 1)
+        if y is not None:
+            raise ValueError(f"y was given to a network without labels; expected y=None, or {type(self).__name__}(..., classes=...).")
+        return level
+
+
+class MLP(_Conditioned):
     """A residual network for points and small pictures: the event is flattened, the output is shaped as x.
 
     Parameters
@@ -47,7 +82,6 @@ class MLP(nn.Module):
     Raises TypeError or ValueError where an argument is not of its range.
     """
 
-    frequency: Tensor
     octave: Tensor
 
     def __init__(self, event: int | Sequence[int], width: int = 128, depth: int = 2, *, frequencies: int = 16,
@@ -57,21 +91,11 @@ class MLP(nn.Module):
         sizes = event if isinstance(event, Sequence) and not isinstance(event, str) else (event,)
         self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(sizes))
         self.width, self.depth = integer("width", width, 1), integer("depth", depth, 0)
-        self.frequencies, self.fourier = integer("frequencies", frequencies, 0), integer("fourier", fourier, 0, 16)
-        self.time_scale = real("time_scale", time_scale, 0.0, low_open=True)
-        self.classes = None if classes is None else integer("classes", classes, 1)
+        self.fourier = integer("fourier", fourier, 0, 16)
         self.outputs = None if outputs is None else integer("outputs", outputs, 1)
-        self.seed = integer("seed", seed, 0, 2**63 - 1)
-        generator = torch.Generator("cpu").manual_seed(self.seed)
-        size, level = math.prod(self.event), 1 + 2 * self.frequencies
-        scales = torch.logspace(-5, 1, self.frequencies, 2.0, device="cpu"), 2.0**torch.arange(-2, self.fourier - 2, device="cpu")
-        self.register_buffer("frequency", math.pi * scales[0], persistent=False)
-        self.register_buffer("octave", math.pi * scales[1], persistent=False)
-        self.label: nn.Embedding | None = None
-        if self.classes is not None:
-            self.label = nn.utils.skip_init(nn.Embedding, self.classes + 1, self.width // 2 + 1, device="cpu")
-            nn.init.normal_(self.label.weight, generator=generator)
-            level += self.width // 2 + 1
+        generator = self._prepare(self.width // 2 + 1, frequencies, time_scale, classes, seed)
+        size, level = math.prod(self.event), self.features
+        self.register_buffer("octave", math.pi * 2.0**torch.arange(-2, self.fourier - 2, device="cpu"), persistent=False)
         self.enter = _linear(size * (1 + 2 * self.fourier), self.width, generator)
         self.first = nn.ModuleList(_linear(self.width, self.width, generator) for _ in range(self.depth))
         self.film = nn.ModuleList(_linear(level, 2 * self.width, generator) for _ in range(self.depth))
@@ -96,15 +120,7 @@ class MLP(nn.Module):
         if self.fourier:
             angle = (h.unsqueeze(-1) * self.octave).flatten(1)
             h = torch.cat([h, angle.cos(), angle.sin()], 1)
-        u = self.time_scale * c.to(torch.promote_types(x.dtype, torch.float32)).reshape(-1, 1)
-        u = torch.nan_to_num(u, nan=math.nan, posinf=10.0, neginf=-10.0)
-        angle = u * self.frequency
-        level = torch.cat([u, angle.cos(), angle.sin()], 1).to(x.dtype)
-        if self.label is not None and self.classes is not None:
-            y = labels("y", self.classes if y is None else y, len(x), self.classes, x.device, "no label")
-            level = torch.cat([level, self.label(y)], 1)
-        elif y is not None:
-            raise ValueError("y was given to a network without labels; expected y=None, or MLP(..., classes=...).")
+        level = self._level(x, c, y)
         h = self.enter(h)
         for first, film, second in zip(self.first, self.film, self.second):
             scale, shift = film(level).chunk(2, 1)
@@ -112,15 +128,167 @@ class MLP(nn.Module):
         return self.leave(nn.functional.silu(h)).view(x.shape if self.outputs is None else (len(x), self.outputs))
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """torch's default initialisation of a linear layer, uniform on +-1/sqrt(inputs), from a generator."""
-    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device="cpu")
-    for p in (layer.weight, layer.bias):
+# -- images -----------------------------------------------------------------------------------------------------------
+class _Block(nn.Module):
+    """A residual block: two 3x3 convolutions, the second modulated by the level in scale and shift."""
+
+    def __init__(self, inputs: int, outputs: int, level: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(_norm(n) for n in (inputs, outputs))
+        self.first, self.film = _conv(inputs, outputs, 3, generator), _linear(level, 2 * outputs, generator)
+        self.second = _zeroed(_conv(outputs, outputs, 3, generator))
+        self.skip = _conv(inputs, outputs, 1, generator) if inputs != outputs else nn.Identity()
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        scale, shift = self.film(level)[..., None, None].chunk(2, 1)
+        inner = self.norms[1](self.first(nn.functional.silu(self.norms[0](h))))
+        return self.skip(h) + self.second(nn.functional.silu(torch.addcmul(shift, 1 + scale, inner)))
+
+
+class _Attention(nn.Module):
+    """Self-attention over the pixels, heads of 32 channels or of all where they are fewer."""
+
+    def __init__(self, channels: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.heads = max(1, channels // 32)
+        self.norm, self.enter = _norm(channels), _conv(channels, 3 * channels, 1, generator)
+        self.leave = _zeroed(_conv(channels, channels, 1, generator))
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        q, k, v = self.enter(self.norm(h)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return h + self.leave(mixed.transpose(-1, -2).reshape(h.shape))
+
+
+class UNet(_Conditioned):
+    """A U-Net: residual blocks at several resolutions on the way down and up, joined across by their outputs on the way down.
+
+    Parameters
+    ----------
+    event : (C, H, W).
+    width : channels at the first resolution; ``multipliers``: times as many at each of the resolutions, H, H/2 (rounded up), H/4, ...
+    blocks : residual blocks at a resolution on the way down; one more on the way up.
+    attention : heights at which pixels attend to each other; the coarsest resolution does in the middle if it is one of them.
+    frequencies, time_scale, classes, seed : as for ``MLP``.
+    embedding : numbers in a condition e (B, embedding), as of a text or a picture; ``e=None`` is a learnt one. None: no such condition.
+
+    The width must be a multiple of 8 (group normalisation in groups of at least 8 channels). Raises TypeError or ValueError where an
+    argument is not of its range.
+    """
+
+    def __init__(self, event: Sequence[int], width: int = 32, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1, *,
+                 attention: Sequence[int] = (), frequencies: int = 16, time_scale: float = 1.0, classes: int | None = None,
+                 embedding: int | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(event))
+        if len(self.event) != 3:
+            raise ValueError(f"event={self.event}: expected the shape (C, H, W) of one image, such as (1, 28, 28).")
+        self.width, self.blocks = integer("width", width, 8), integer("blocks", blocks, 1)
+        if self.width % 8:
+            raise ValueError(f"width={width}: expected a multiple of 8.")
+        self.multipliers = tuple(integer(f"multipliers[{i}]", m, 1) for i, m in enumerate(multipliers))
+        self.attention = tuple(integer(f"attention[{i}]", n, 1) for i, n in enumerate(attention))
+        heights = [-(-self.event[1] // 2**k) for k in range(len(self.multipliers))]
+        if not heights or not set(self.attention) <= set(heights):
+            raise ValueError(f"attention={self.attention}, multipliers={self.multipliers}: expected at least one multiplier, and heights "
+                             f"among {heights}.")
+        self.embedding = None if embedding is None else integer("embedding", embedding, 1)
+        generator = self._prepare(self.width, frequencies, time_scale, classes, seed)
+        level = 4 * self.width
+        self.levels = nn.Sequential(_linear(self.features, level, generator), nn.SiLU(), _linear(level, level, generator), nn.SiLU())
+        if self.embedding is not None:
+            self.absent = nn.Parameter(torch.zeros(self.embedding, device="cpu"))
+            self.embed = _linear(self.embedding, level, generator)
+        channels, skips = self.width, [self.width]
+        self.enter, self.down, self.up = _conv(self.event[0], channels, 3, generator), nn.ModuleList(), nn.ModuleList()
+        attend = lambda n, height: [_Attention(n, generator)] if height in self.attention else []
+        for k, (m, height) in enumerate(zip(self.multipliers, heights)):
+            if k:
+                self.down.append(_stage(_conv(channels, channels, 3, generator, stride=2)))
+                skips.append(channels)
+            for _ in range(self.blocks):
+                self.down.append(_stage(_Block(channels, m * self.width, level, generator), *attend(m * self.width, height)))
+                channels = m * self.width
+                skips.append(channels)
+        self.middle = _stage(_Block(channels, channels, level, generator), *attend(channels, heights[-1]),
+                             _Block(channels, channels, level, generator))
+        for m, height in zip(self.multipliers[::-1], heights[::-1]):
+            for _ in range(self.blocks + 1):
+                self.up.append(_stage(_Block(channels + skips.pop(), m * self.width, level, generator), *attend(m * self.width, height)))
+                channels = m * self.width
+        self.norm, self.leave = _norm(channels), _zeroed(_conv(channels, self.event[0], 3, generator))
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """A JSON document of the constructor's arguments: ``build(network.config)`` is the untrained network."""
+        return {"type": "UNet", "event": list(self.event), "multipliers": list(self.multipliers), "attention": list(self.attention)} | {
+            name: getattr(self, name) for name in ("width", "blocks", "frequencies", "time_scale", "classes", "embedding", "seed")}
+
+    def forward(self, x: Tensor, c: Tensor, y: Tensor | int | None = None, e: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), c (B,), y (B,) of labels or one label for all, e (B, embedding). Returns a tensor shaped as x. Raises ValueError
+        where a shape or a label does not fit."""
+        if x.shape[1:] != self.event:
+            raise ValueError(f"x.shape={tuple(x.shape)}: expected (B, {', '.join(map(str, self.event))}).")
+        level = self.levels(self._level(x, c, y))
+        if self.embedding is not None:
+            given = self.absent.expand(len(x), -1) if e is None else e
+            if given.shape != (len(x), self.embedding):
+                raise ValueError(f"e.shape={tuple(given.shape)}: expected ({len(x)}, {self.embedding}).")
+            level = level + self.embed(given.to(x.dtype))
+        elif e is not None:
+            raise ValueError("e was given to a network without an embedding; expected e=None, or UNet(..., embedding=...).")
+        held = [h := self.enter(x)]
+        for stage in self.down:
+            held.append(h := _through(stage, h, level))
+        h = _through(self.middle, h, level)
+        for stage in self.up:
+            across = held.pop()
+            if h.shape[-2:] != across.shape[-2:]:
+                h = nn.functional.interpolate(h, size=across.shape[-2:], mode="nearest")
+            h = _through(stage, torch.cat([h, across], 1), level)
+        return self.leave(nn.functional.silu(self.norm(h)))
+
+
+def _stage(*parts: nn.Module) -> nn.ModuleList:
+    return nn.ModuleList(parts)
+
+
+def _through(stage: Any, h: Tensor, level: Tensor) -> Tensor:
+    """h through the parts of a stage, of which blocks and attention are told the level."""
+    for part in stage:
+        h = part(h) if isinstance(part, nn.Conv2d) else part(h, level)
+    return h
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(max(1, channels // 8) if channels < 256 else 32, channels, device="cpu")
+
+
+def _conv(inputs: int, outputs: int, size: int, generator: torch.Generator, stride: int = 1) -> nn.Conv2d:
+    """torch's default initialisation of a convolution, from a generator."""
+    layer: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, inputs, outputs, size, stride, padding=size // 2, device="cpu")
+    return _uniform(layer, inputs * size**2, generator)                                      # type: ignore[return-value]
+
+
+def _zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+def _uniform(layer: nn.Module, inputs: int, generator: torch.Generator) -> nn.Module:
+    for p in layer.parameters():
         nn.init.uniform_(p, -inputs**-0.5, inputs**-0.5, generator=generator)
     return layer
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"MLP": MLP}
+def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """torch's default initialisation of a linear layer, uniform on +-1/sqrt(inputs), from a generator."""
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device="cpu")
+    return _uniform(layer, inputs, generator)                                                # type: ignore[return-value]
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {"MLP": MLP, "UNet": UNet}
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

@@ -1,0 +1,84 @@
+"""The U-Net: shapes of any kind, conditions that reach every output, and the same weights from the same seed."""
+import pytest
+import torch
+
+import sdediff
+from sdediff.nets import UNet, _Attention, build
+from sdediff.training import TrainingConfig, train
+
+KINDS = {"grey": ((1, 28, 28), {"attention": (7,), "classes": 10}), "odd": ((3, 7, 5), {"embedding": 4}), "one": ((2, 4, 4), {"multipliers": (1,)}),
+         "deep": ((1, 16, 16), {"multipliers": (1, 2, 2, 4), "blocks": 2, "attention": (2, 4), "classes": 3, "embedding": 5})}
+
+
+def filled(event, **options):
+    """A network whose last layers are not zero, so that everything reaches the output."""
+    net, g = UNet(event, 8, **options), torch.Generator().manual_seed(0)
+    for p in net.parameters():
+        if not bool(p.any()):
+            torch.nn.init.normal_(p, std=0.1, generator=g)
+    return net
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_returns_its_input_s_shape_and_nothing_before_it_is_trained(kind):
+    event, options = KINDS[kind]
+    net, x = UNet(event, 8, **options), torch.randn(3, *event)
+    assert torch.equal(net(x, torch.tensor([0.1, 2.0, -5.0])), torch.zeros_like(x))
+    assert filled(event, **options).double()(x.double(), torch.zeros(3)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_made_again_from_its_config(kind):
+    event, options = KINDS[kind]
+    net = UNet(event, 8, seed=3, **options)
+    again, other = build(net.config), UNet(event, 8, seed=4, **options)
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def test_level_label_and_embedding_reach_every_pixel_of_their_own_sample():
+    event, options = KINDS["deep"]
+    net, x = filled(event, **options), torch.randn(2, *event, generator=torch.Generator().manual_seed(1))
+    c, y, e = torch.tensor([0.1, 0.1]), torch.tensor([0, 1]), torch.randn(2, 5)
+    base = net(x, c, y, e)
+    for changed in (net(x, torch.tensor([0.1, 0.3]), y, e), net(x, c, torch.tensor([0, 2]), e), net(x, c, y, e + torch.tensor([[0.0], [1.0]]))):
+        assert torch.allclose(changed[0], base[0], atol=1e-6)
+        assert float(((changed[1] - base[1]).abs() > 1e-7).float().mean()) > 0.99
+    assert torch.equal(net(x, c, y), net(x, c, y, net.absent.expand(2, -1)))
+    assert torch.equal(net(x, c), net(x, c, 3))                 # the label "none"
+
+
+def test_attention_is_a_softmax_over_all_pixels():
+    """By hand, head by head: h + W_o sum_j softmax_j(q_i . k_j / sqrt(32)) v_j."""
+    net = _Attention(64, torch.Generator().manual_seed(0)).double()
+    torch.nn.init.normal_(net.leave.weight, generator=torch.Generator().manual_seed(1))
+    h = torch.randn(2, 64, 3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    q, k, v = net.enter(net.norm(h)).flatten(2).chunk(3, 1)
+    heads = []
+    for i in range(0, 64, 32):
+        weights = (q[:, i:i + 32].transpose(1, 2) @ k[:, i:i + 32] / 32**0.5).softmax(2)        # (B, pixel, pixel)
+        heads.append(v[:, i:i + 32] @ weights.transpose(1, 2))
+    expected = h + net.leave(torch.cat(heads, 1).reshape(h.shape))
+    assert torch.allclose(net(h, torch.empty(0)), expected, atol=1e-12)
+
+
+def test_a_run_of_it_learns_and_samples():
+    """One picture, so that the best loss is that of a point mass and samples are the picture."""
+    picture = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    score = sdediff.from_network(UNet((1, 8, 8), 16, (1, 2), seed=0), "v", time_input="lam")
+    trained = train(score, sdediff.VPSDE(), picture, TrainingConfig(steps=100, batch=16, lr=3e-3, warmup=10, weighting="v"), progress=False)
+    assert float(trained.losses[-20:].mean()) < 0.1 * float(trained.losses[:5].mean())
+    x = sdediff.sample(sdediff.VPSDE(), trained.score, shape=(8, 1, 8, 8), method="dpm++2m", steps=20, seed=0)
+    assert float((x - picture).square().mean().sqrt()) < 0.3 * float(picture.square().mean().sqrt())
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: UNet((28, 28)), r"event=\(28, 28\)"), (lambda: UNet((1, 8, 8), 12), "width=12"), (lambda: UNet((1, 8, 8), attention=(3,)), "attention="),
+    (lambda: UNet((1, 8, 8), multipliers=()), "multipliers="), (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 9), torch.zeros(2)), "x.shape="),
+    (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 8), torch.zeros(2), y=1), "y was given"),
+    (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 8), torch.zeros(2), e=torch.zeros(2, 3)), "e was given"),
+    (lambda: UNet((1, 8, 8), 8, embedding=3)(torch.zeros(2, 1, 8, 8), torch.zeros(2), e=torch.zeros(2, 4)), "e.shape="),
+    (lambda: UNet((1, 8, 8), 8, classes=3)(torch.zeros(2, 1, 8, 8), torch.zeros(2), y=4), "y=4")])
+def test_wrong_arguments_are_refused_by_name(make, said):
+    with pytest.raises(ValueError, match=said):
+        make()

@@ -42,11 +42,13 @@ TRUST = 10.0                    # sigma/alpha over the data's scale, above which
 
 @dataclass(frozen=True)
 class Observation:
-    """y = A x_0 + N(0, std^2 I). ``y``: (*measured) for all samples, (B, *measured), or None while it is not known yet."""
+    """y = A x_0 + N(0, std^2 I). ``y``: (*measured) for all samples, (B, *measured), or None while it is not known yet. ``used``: whether
+    what the score says contains it already."""
 
     operator: Operator
     std: float
     y: Tensor | None = None
+    used: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.operator, Operator):
@@ -55,10 +57,12 @@ class Observation:
         if self.y is None:
             return
         shape = self.operator.measured
-        got = tuple(self.y.shape) if isinstance(self.y, Tensor) and self.y.is_floating_point() else type(self.y).__name__
-        if got != shape and got[1:] != shape:
-            raise ValueError(f"{MEASUREMENT}: got {got}; {type(self.operator).__name__} measures {shape}; expected a floating tensor of "
-                             f"that shape, or (B, {', '.join(map(str, shape))}).")
+        expected = f"a floating tensor of shape {shape}, or (B, {', '.join(map(str, shape))})"
+        if not isinstance(self.y, Tensor) or not self.y.is_floating_point():
+            raise TypeError(f"{MEASUREMENT}: got {self.y.dtype if isinstance(self.y, Tensor) else type(self.y).__name__}; expected {expected}.")
+        if self.y.shape != shape and self.y.shape[1:] != shape:
+            raise ValueError(f"{MEASUREMENT}: got shape {tuple(self.y.shape)}; {type(self.operator).__name__} measures {shape}; expected "
+                             f"{expected}.")
         if not bool(torch.isfinite(self.y).all()):
             raise ValueError(f"{MEASUREMENT}: it holds NaN or inf; expected finite values (coordinates that are not measured are the "
                              "operator's to leave out, Mask(known)).")
@@ -193,7 +197,7 @@ def observe(score: Score, operator: Operator, std: float, y: Tensor | None = Non
     Raises TypeError or ValueError where the operator, std or y are not as they must be; before the network is called, where x has another
     shape than the operator measures.
     """
-    return Observed(score, _checked(operator, std, y, True))
+    return Observed(score, dataclasses.replace(_checked(operator, std, y, True), used=False))
 
 
 def plug_in(score: Score, operator: Operator, std: float, y: Tensor | None = None, *, strength: float = 1.0) -> Posterior:
@@ -239,7 +243,7 @@ GUIDANCES: dict[str, Callable[..., Posterior]] = {"tweedie": tweedie, "pigdm": p
 
 
 def _checked(operator: Any, std: float, y: Tensor | None, decomposition: bool) -> Observation:
-    seen = Observation(operator, std, y)
+    seen = Observation(operator, std, y, used=True)
     check(operator, decomposition=decomposition)
     return seen
 

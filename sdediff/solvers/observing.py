@@ -58,6 +58,9 @@ class Observing(Solver):
         if eq.observation is None:
             raise ValueError(f"score: {type(self).__name__} needs a measurement, and this score carries none; expected "
                              "sdediff.inverse.observe(score, operator, std=0.1), with conditions={'measurement': y}.")
+        if eq.observation.used:
+            raise ValueError(f"score: it is guided by the measurement already, which {type(self).__name__} would count twice; expected "
+                             "sdediff.inverse.observe(score, operator, std=0.1), or a method such as 'dpm++2m-sde'.")
         if not eq.is_ode:
             raise ValueError(f"eta={eq.eta!r}: {type(self).__name__} adds noise of its own; expected an equation with eta=0.")
 

@@ -59,7 +59,7 @@ class Observation:
         shape = self.operator.measured
         expected = f"a floating tensor of shape {shape}, or (B, {', '.join(map(str, shape))})"
         if not isinstance(self.y, Tensor) or not self.y.is_floating_point():
-            raise TypeError(f"{MEASUREMENT}: got {self.y.dtype if isinstance(self.y, Tensor) else type(self.y).__name__}; expected {expected}.")
+            raise TypeError(f"{MEASUREMENT}: got {getattr(self.y, 'dtype', type(self.y).__name__)}; expected {expected}.")
         if self.y.shape != shape and self.y.shape[1:] != shape:
             raise ValueError(f"{MEASUREMENT}: got shape {tuple(self.y.shape)}; {type(self.operator).__name__} measures {shape}; expected "
                              f"{expected}.")

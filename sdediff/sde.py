@@ -119,7 +119,11 @@ class SDE(abc.ABC):
         target = np.clip(target, ends[1].lam, ends[0].lam)
         found = elementwise.find_root(residual, (np.zeros_like(target), np.full_like(target, self.t_max)), args=(target,),
                                       tolerances={"xatol": 0.0, "xrtol": 4e-16, "fatol": 0.0, "frtol": 0.0})
-        return torch.from_numpy(np.asarray(found.x)).reshape(lam.shape)
+        t = np.asarray(found.x)
+        for i in np.flatnonzero(np.isnan(t)):       # an end's own lambda, whose rounding leaves it just outside the bracket
+            off = [abs(residual(np.array([end]), target[i:i + 1])[0]) for end in (0.0, self.t_max)]
+            t[i] = 0.0 if off[0] < off[1] else self.t_max
+        return torch.from_numpy(t).reshape(lam.shape)
 
     # -- levels ---------------------------------------------------------------------------------------------------
     def _over(self, t: Tensor) -> NoiseLevel:

@@ -465,15 +465,21 @@ def _interpolate(chosen: Namespace, parser: ArgumentParser) -> int:
 
 def _methods(chosen: Namespace, parser: ArgumentParser) -> int:
     from . import catalogue
-    from .recipes import describe, options
+    from .recipes import describe, methods, options
     from .sde import process
     if chosen.measure is not None:
         catalogue.write_measurements(chosen.measure)
     if chosen.name is None:
         print(catalogue.report())
+        print("\nwith a measurement, on a score of sdediff.inverse.observe (`sdediff inpaint`):")
+        for name in methods(observing=True):
+            print(f"{name:<18}  {describe(name)}")
         return 0
     choices = ", ".join(f"{k}={v!r}" for k, v in options(chosen.name).items())
     print(f"{chosen.name}: {describe(chosen.name)}\noptions: {choices or 'none'}\n")
+    if chosen.name in methods(observing=True):
+        print("Its steps read a measurement, so that it has no table of coefficients; see sdediff.inverse and `sdediff inpaint`.")
+        return 0
     print(catalogue.tableau(chosen.name, process(chosen.process), steps=chosen.steps, predicts=chosen.predicts))
     return 0
 

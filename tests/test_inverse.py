@@ -305,11 +305,13 @@ def test_gradients_flow_through_a_guided_score():
     assert torch.autograd.gradcheck(lambda x: guided(x, level).x0, (x,))
 
 
-def test_observing_methods_are_listed_apart():
+def test_observing_methods_are_listed_apart(capsys):
     assert sdediff.methods(observing=True) == ("replacement", "repaint", "dps", "ddrm", "smc")
     assert not set(sdediff.methods()) & set(sdediff.methods(observing=True))
     assert dataclasses.is_dataclass(sdediff.method("smc").solver)
     assert np.isclose(sdediff.method("dps", zeta=0.3).solver.zeta, 0.3)
+    assert main(["methods", "ddrm"]) == 0 and "Its steps read a measurement" in capsys.readouterr().out
+    assert main(["methods"]) == 0 and "repaint " in capsys.readouterr().out
 
 
 # -- the command line -----------------------------------------------------------------------------------------------------

@@ -94,6 +94,12 @@ class Observed(Guided):
 
     observation: Observation
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if getattr(self.score, "observation", None) is not None:
+            raise ValueError("score: it carries a measurement already; expected the prior's score, and all that was measured in one "
+                             "operator.")
+
     def condition(self, **conditions: Any) -> Observed:
         """The same with more conditions; ``measurement`` is the observation's y."""
         own = conditions.pop(MEASUREMENT, None)

@@ -174,6 +174,13 @@ def test_calls_are_counted(name, calls):
         assert sdediff.sample_info(VP, seen, shape=(64, 2), method=name, nfe=calls, seed=0).times[0] == 1.0
 
 
+def test_repaint_on_a_grid_shorter_than_its_jump_repeats_all_of_it():
+    seen = observe(MIXTURE.score, SEEN, 0.3, Y1)
+    call = {"shape": (8, 2), "method": "repaint", "steps": 4, "seed": 0, "repeats": 3}
+    assert sdediff.sample_info(VP, seen, jump=10, **call).nfe == 12
+    assert torch.equal(sdediff.sample(VP, seen, jump=10, **call), sdediff.sample(VP, seen, jump=4, **call))
+
+
 def test_replacement_of_everything_is_the_measurement():
     """A mask that hides nothing: the state is alpha y + sigma xi, and its end y, to the noise of the measurement."""
     every, y = operators.Mask(torch.tensor([True, True])), torch.tensor([[0.3, -0.4]]).expand(4000, 2)
@@ -278,6 +285,9 @@ def counted(x, level):
      "measurement: got torch.int64"),
     (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1), shape=(4, 2), steps=5, conditions={"measurment": torch.ones(4, 1)}), TypeError,
      "measurment"),
+    (lambda: inverse.pigdm(inverse.pigdm(counted, SEEN, 0.1, Y1), SEEN, 0.1, Y1), ValueError, "carries a measurement already"),
+    (lambda: sdediff.method("pc", predictor="smc"), ValueError, "its samples carry weights"),
+    (lambda: sdediff.method("repaint", inner="smc"), ValueError, "one-step solver that reads no measurement"),
     (lambda: sdediff.method("smc", particles=0), ValueError, "particles=0"),
     (lambda: sdediff.method("ddrm", eta=1.5), ValueError, "eta=1.5"),
     (lambda: sdediff.method("dps", zeta=math.nan), ValueError, "zeta=nan"),

@@ -79,9 +79,9 @@ class _Around(Observing):
     inner: Solver
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, Solver) or self.inner.remembers:
-            raise ValueError(f"inner={self.inner!r}: expected a one-step solver, such as DDIM(1.0); a memory would hold evaluations of "
-                             "states that were changed since.")
+        if not isinstance(self.inner, Solver) or self.inner.remembers or isinstance(self.inner, Observing):
+            raise ValueError(f"inner={self.inner!r}: expected a one-step solver that reads no measurement, such as DDIM(1.0); a memory "
+                             "would hold evaluations of states that were changed since.")
 
     def accepts(self, eq: ReverseSDE) -> None:
         super().accepts(eq)
@@ -91,8 +91,8 @@ class _Around(Observing):
 @dataclass(frozen=True)
 class Replacement(_Around):
     """Replacement, and with ``repeats`` > 1 RePaint: whenever ``jump`` steps are done, noise lifts the state back over them and they are
-    solved again, ``repeats`` times in all. Lugmayr et al. 2022 have repeats=10, jump=10 on 250 steps; calls are ``repeats`` times the
-    steps."""
+    solved again, ``repeats`` times in all (on a shorter grid, all of it). Lugmayr et al. 2022 have repeats=10, jump=10 on 250 steps;
+    calls are ``repeats`` times the steps."""
 
     repeats: int = 1
     jump: int = 1
@@ -104,7 +104,7 @@ class Replacement(_Around):
         integer("jump", self.jump, 1)
 
     def over(self, levels: Sequence[NoiseLevel]) -> Replacement:
-        return dataclasses.replace(self, levels=tuple(levels))
+        return dataclasses.replace(self, levels=tuple(levels), jump=min(self.jump, max(1, len(levels) - 1)))
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         x, k = self._once(eq, self.vector(state.x), t, s, noise), 0

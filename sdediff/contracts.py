@@ -82,7 +82,7 @@ def labels(name: str, value: Any, batch: int, classes: int, device: torch.device
     if y.shape not in ((), (batch,)):
         raise ValueError(f"{name}.shape={tuple(y.shape)}: expected ({batch},), a label a sample, or one number.")
     if y.device.type == "cpu" and batch and not bool(((y >= 0) & (y <= top)).all()):
-        raise ValueError(f"{name}={value if y.numel() < 10 else f'{y.min()}..{y.max()}'}: expected {where}.")
+        raise ValueError(f"{name}={f'{y.min()}..{y.max()}' if y.ndim else value}: expected {where}.")
     return y.long().expand(batch)
 
 

@@ -160,6 +160,8 @@ def measurement(text: str, event: Sequence[int], seed: int = 0) -> operators.Ope
                 "coordinates such as 1 or 1,3, or random:SHARE")
     known = torch.zeros(tuple(event), dtype=torch.bool)
     try:
+        if value and kind not in ("random", "blur", "mean"):
+            raise ValueError(f"{kind!r} takes no value")
         if kind == "random":
             known = torch.rand(*event, generator=torch.Generator().manual_seed(seed)) < real("SHARE", float(value), 0.0, 1.0, low_open=True)
         elif image and kind in PARTS:

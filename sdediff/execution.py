@@ -62,7 +62,7 @@ class Watched:
         for name in p.given:
             value = p._known[name].detach()
             if value.shape != x.shape:
-                raise NetworkError(f"{self._name} returned {name} of shape {tuple(value.shape)} ({where}); expected {tuple(x.shape)}.")
+                raise NetworkError(f"{self.name} returned {name} of shape {tuple(value.shape)} ({where}); expected {tuple(x.shape)}.")
             if x.device.type == "cpu":
                 if not math.isfinite(value.sum()) and not bool(torch.isfinite(value).all()):
                     raise self.not_finite(name, value, where)
@@ -84,7 +84,8 @@ class Watched:
         return f"call {self.calls}, step {self.step}{_at_time(level.t)}"
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """The score, in words."""
         known = getattr(self.score, "name", None)
         return f"network {known}" if known else f"score {getattr(self.score, '__name__', type(self.score).__name__)}"
 
@@ -93,7 +94,7 @@ class Watched:
         batch = self.batch or (0 if value is None else len(value))
         rows = sorted({row % batch for row in bad})
         which = f" in {len(rows)} of {batch} samples, first sample {rows[0]}" if rows else ""
-        return NetworkError(f"{self._name} returned NaN or inf ({name}{which}; {where}); expected finite values.")
+        return NetworkError(f"{self.name} returned NaN or inf ({name}{which}; {where}); expected finite values.")
 
     @property
     def evaluations(self) -> str:
@@ -602,7 +603,7 @@ def _any_score(p: Program, watched: Watched, first: Prediction | None) -> Caller
         x, level = held[op.source], p.levels[op.call]
         prediction = known.pop() if known else watched(x, level)
         if prediction.x is not x or prediction.level != level:
-            raise NetworkError(f"{watched._name} answered about another state or level than it was given ({watched.where(level)}), and did "
+            raise NetworkError(f"{watched.name} answered about another state or level than it was given ({watched.where(level)}), and did "
                                "not at its first call; sample(..., table=False) takes its word.")
         for name, dest in zip(names, op.dests):
             if dest is not None:

@@ -60,6 +60,11 @@ class Guided:
         return getattr(self.score, "time_input", None)
 
     @property
+    def observation(self) -> Any:
+        """The measurement that the score carries, if it does (``inverse``)."""
+        return getattr(self.score, "observation", None)
+
+    @property
     def conditions(self) -> Mapping[str, Any]:
         """The conditions that the score has."""
         return getattr(self.score, "conditions", {})
@@ -118,6 +123,9 @@ class Extrapolated(Guided):
         _scored("weak", self.weak)
         _check_scale(self.scale)
         real("rescale", self.rescale, 0.0, 1.0)
+        if self.observation is not None:
+            raise ValueError("score: it carries a measurement, which has no part in the difference of two scores; expected it outside, as "
+                             "in sdediff.inverse.pigdm(sdediff.guidance.classifier_free(score, 2.0), ...).")
         if self.interval is not None:
             try:
                 low, high = map(float, self.interval)
@@ -132,10 +140,14 @@ class Extrapolated(Guided):
         return dataclasses.replace(more, weak=conditioned(self.weak, **conditions)) if self.both else more  # type: ignore[call-arg]
 
     def rows(self, start: int, stop: int) -> Guided:
-        return dataclasses.replace(super().rows(start, stop), weak=rows_of(self.weak, start, stop))         # type: ignore[call-arg]
+        return self._with(super().rows(start, stop), rows_of(self.weak, start, stop))
 
     def cast(self, autocast: torch.dtype) -> Guided:
-        return dataclasses.replace(super().cast(autocast), weak=cast(self.weak, autocast))                  # type: ignore[call-arg]
+        return self._with(super().cast(autocast), cast(self.weak, autocast))
+
+    def _with(self, more: Guided, weak: Score) -> Guided:
+        """``more`` with that weak score, which stays one with its score where it was: then no condition tells them apart."""
+        return dataclasses.replace(more, weak=more.score if self.weak is self.score else weak)              # type: ignore[call-arg]
 
     def scale_at(self, level: NoiseLevel) -> Any:
         """w at a level, 1 outside the interval: a number, or a tensor where the level or the scale is one."""
@@ -155,6 +167,9 @@ class Extrapolated(Guided):
         w = self.scale_at(level.to(x))
         if not _any(w != 0):
             return self.weak(x, level)
+        if self.weak is self.score and not self.both:
+            raise ValueError("conditions: none was given, and nothing tells the guided score from the unguided one; expected "
+                             "sample(..., conditions={'y': labels}), or scale=0.")
         good = self.score(x, level)
         if not _any(w != 1):
             return good
@@ -242,7 +257,11 @@ class ClassifierGuided(Guided):
             own = lambda v: v.clone() if isinstance(v, Tensor) and v.is_inference() else v
             at = x if tracked else x.detach().clone().requires_grad_()
             log_p = self.log_prob(at, NoiseLevel(*map(own, level)), own(self.y))
-            return torch.autograd.grad(log_p.sum(), at, create_graph=tracked, materialize_grads=True)[0]
+            found = torch.autograd.grad(log_p.sum(), at, create_graph=tracked, allow_unused=True)[0] if log_p.requires_grad else None
+        if found is None:
+            raise NetworkError(f"{named(self.classifier, level)}: its logits have no gradient with respect to x; expected a network that "
+                               "is not run under torch.no_grad() and does not detach x.")
+        return found
 
     def log_prob(self, x: Tensor, level: NoiseLevel, y: Any) -> Tensor:
         """log p(y | x_t), (B,)."""

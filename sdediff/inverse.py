@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,16 @@ class Observation:
 class Observed(Guided):
     """A score that carries an observation, for the methods that read it from the equation; it says what the prior says."""
 
-    observation: Observation
+    seen: Observation
+
+    @property
+    def observation(self) -> Observation:
+        return self.seen
+
+    @property
+    def conditions(self) -> Mapping[str, Any]:
+        y = self.seen.y
+        return {**super().conditions, **({} if y is None or y.ndim == len(self.seen.operator.measured) else {MEASUREMENT: y})}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -104,13 +113,13 @@ class Observed(Guided):
         """The same with more conditions; ``measurement`` is the observation's y."""
         own = conditions.pop(MEASUREMENT, None)
         made: Any = super().condition(**conditions) if conditions else self
-        return made if own is None else dataclasses.replace(made, observation=dataclasses.replace(self.observation, y=own))
+        return made if own is None else dataclasses.replace(made, seen=dataclasses.replace(self.seen, y=own))
 
     def rows(self, start: int, stop: int) -> Observed:
         made: Any = super().rows(start, stop)
         y = self.observation.y
         shared = y is None or y.ndim == len(self.observation.operator.measured)
-        return made if shared else dataclasses.replace(made, observation=dataclasses.replace(self.observation, y=cut(y, start, stop)))
+        return made if shared else dataclasses.replace(made, seen=dataclasses.replace(self.seen, y=cut(y, start, stop)))
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         self.observation.of(x)
@@ -144,8 +153,7 @@ class Posterior(Observed):
         p, pull = pullback(self.score, x, level)
         residual = seen.residual(p.x0)
         factor = m.sigma**2 / (m.alpha.clamp_min(1e-30) if isinstance(m.alpha, Tensor) else m.alpha)
-        tweedie = lambda u: factor * pull(seen.operator.transpose(u))
-        shift = tweedie(self._inverse(residual, m, tweedie))
+        shift = factor * pull(self._whitened(residual, m, lambda u: factor * pull(seen.operator.transpose(u))))
         if isinstance(far, Tensor) and bool(far.any()):
             shift = torch.where(far, self._isotropic(residual, m), shift)
         return p.shifted(x0=self.strength * shift)
@@ -159,14 +167,14 @@ class Posterior(Observed):
         """r^2 A^T (r^2 A A^T + v I)^{-1} times the residual."""
         return self.observation.operator.gain(residual, _per_sample(self._r2(m)), self.observation.std**2)
 
-    def _inverse(self, residual: Tensor, m: NoiseLevel, tweedie: Callable[[Tensor], Tensor]) -> Tensor:
-        """(A C A^T + v I)^{-1} times the residual."""
+    def _whitened(self, residual: Tensor, m: NoiseLevel, tweedie: Callable[[Tensor], Tensor]) -> Tensor:
+        """A^T (A C A^T + v I)^{-1} times the residual."""
         a, v = self.observation.operator, self.observation.std**2
         if self.iterations is not None:
-            return _conjugate_gradients(lambda u: a.forward(tweedie(u)) + v * u, residual, v, self.iterations)
+            return a.transpose(_conjugate_gradients(lambda u: a.forward(tweedie(u)) + v * u, residual, v, self.iterations))
         if self.inside == 0:
-            return residual / v
-        return (residual - a.forward(a.gain(residual, _per_sample(self._r2(m)), v))) / v       # (r^2 A A^T + v)^{-1}, by its own gain
+            return a.transpose(residual) / v
+        return a.whitened(residual, _per_sample(self._r2(m)), v)
 
 
 def _per_sample(r2: Any) -> Any:
@@ -198,7 +206,7 @@ def observe(score: Score, operator: Operator, std: float, y: Tensor | None = Non
     ----------
     operator : A, of ``sdediff.operators`` or your own; it is refused unless A^T is its transpose and its decomposition is its own.
     std : of the measurement's noise, > 0.
-    y : (*measured) for all samples or (B, *measured); or ``conditions={"measurement": y}`` of ``sample``, a row for each sample.
+    y : (*measured) for all samples, or (B, *measured); or ``conditions={"measurement": y}`` of ``sample``, a row for each sample.
 
     Raises TypeError or ValueError where the operator, std or y are not as they must be; before the network is called, where x has another
     shape than the operator measures.

@@ -110,12 +110,29 @@ class Operator(abc.ABC):
     def gain(self, y: Tensor, prior: float | Tensor, noise: float) -> Tensor:
         """r^2 A^T (r^2 A A^T + v I)^{-1} y for r^2 = ``prior``, v = ``noise``: (B, *measured) -> (B, *event). ``prior`` may be (B,), or
         infinite, for which it is ``pinv``."""
-        s, c = self.singular, self.left(y)
-        if isinstance(prior, Tensor) and prior.ndim:
-            s, r2 = s[None], prior.double().cpu().reshape(-1, 1)
-        else:
-            r2 = torch.as_tensor(float(prior), dtype=torch.float64)
-        return self.back(self.scaled(c, s / (s**2 + noise / r2)))
+        s = self.singular
+        return self.back(self.scaled(self.left(y), s / (s**2 + noise / _columns(prior))))
+
+    def whitened(self, y: Tensor, prior: float | Tensor, noise: float) -> Tensor:
+        """A^T (r^2 A A^T + v I)^{-1} y, arguments as for ``gain``: finite at r^2 = 0, and without the difference of near numbers that
+        (y - A gain)/v would be."""
+        s = self.singular
+        return self.back(self.scaled(self.left(y), s / (_columns(prior) * s**2 + noise)))
+
+    def energy(self, y: Tensor, prior: float, noise: float) -> Tensor:
+        """y^T (r^2 A A^T + v I)^{-1} y of each row, (B,), float64."""
+        c = self.left(y)
+        seen = self.scaled(c, (prior * self.singular**2 + noise).rsqrt()).abs().double().square().flatten(1).sum(1)
+        if self.singular.numel() == math.prod(self.measured):
+            return seen
+        unseen = y.double().square().flatten(1).sum(1) - c.abs().double().square().flatten(1).sum(1)    # what no x explains
+        return seen + unseen.clamp_min(0) / noise
+
+
+def _columns(prior: float | Tensor) -> Tensor:
+    """r^2 as it meets singular values: () or (B, 1)."""
+    r2 = torch.as_tensor(prior, dtype=torch.float64).detach().cpu()
+    return r2.reshape(-1, 1) if r2.ndim else r2
 
 
 @dataclass(frozen=True, eq=False)

@@ -431,11 +431,11 @@ def _restart(name: str, inner: str | Method = "edm-heun", intervals: Sequence[Se
     return Method(name, Restart(within.solver, tuple(Interval(*row) for row in intervals)), grid=within.grid)
 
 
-def _deterministic(inner: str | Method) -> Method:
+def _deterministic(inner: str | Method, such: str = "'dpm++2s', 'edm-heun'") -> Method:
     within = method(inner)
     if within.eta != 0:
-        raise ValueError(f"inner={within.name!r}: it solves an SDE, eta={within.eta!r}; expected a deterministic one-step method, such as "
-                         "'dpm++2s', 'edm-heun' or 'ddim'.")
+        raise ValueError(f"inner={within.name!r}: it solves an SDE, eta={within.eta!r}; expected a one-step method on the probability "
+                         f"flow, such as {such} or 'ddim'.")
     return within
 
 
@@ -484,22 +484,22 @@ def _observing(*names: str) -> Callable[[Callable[..., Method]], Callable[..., M
 @_observing("replacement")
 def _replacement(name: str, inner: str | Method = "ddpm") -> Method:
     """Measured coordinates drawn anew at every level, around a one-step method (Song et al. 2021, App. I.2)."""
-    within = method(inner)
-    return Method(name, Replacement(within.solver), within.eta, within.grid)
+    within = _deterministic(inner, "'ddpm'")
+    return Method(name, Replacement(within.solver), grid=within.grid)
 
 
 @_observing("repaint")
 def _repaint(name: str, inner: str | Method = "ddpm", repeats: int = 10, jump: int = 10) -> Method:
     """Replacement, with stretches of ``jump`` steps noised back and solved again, ``repeats`` times in all (Lugmayr et al. 2022)."""
-    within = method(inner)
-    return Method(name, Replacement(within.solver, repeats, jump), within.eta, within.grid)
+    within = _deterministic(inner, "'ddpm'")
+    return Method(name, Replacement(within.solver, repeats, jump), grid=within.grid)
 
 
 @_observing("dps")
 def _dps(name: str, inner: str | Method = "ddpm", zeta: float = 1.0) -> Method:
     """Diffusion posterior sampling with its algorithm's step sizes, zeta for 1000 steps (Chung et al. 2023, Alg. 1)."""
-    within = method(inner)
-    return Method(name, DPS(within.solver, zeta), within.eta, within.grid)
+    within = _deterministic(inner, "'ddpm'")
+    return Method(name, DPS(within.solver, zeta), grid=within.grid)
 
 
 @_observing("ddrm")

@@ -22,11 +22,11 @@ from .grids import DDPM, checked
 from .grids import grid as as_grid
 from .random import BrownianPath, Noise, quadratic_variation
 from .ranks import Ranks
-from .recipes import Choice, Method, Run, chooses, chosen
+from .recipes import Choice, Method, Run, chooses, chosen, methods
 from .recipes import method as as_method
 from .score import NetworkError, Prediction, Score, autocast_dtype, calls_at
 from .sde import SDE, NoiseLevel, transition
-from .solvers import Solver, State
+from .solvers import Observing, Solver, State
 
 
 def iterate(eq: ReverseSDE, solver: Solver, x: Any, levels: Sequence[NoiseLevel], noise: Noise | None = None) -> Iterator[State]:
@@ -301,7 +301,7 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
                          "'heun', 'dpm++2m' or 'ddim' with eta=0.")
     times = times_of(recipe, sde, steps, nfe, grid, t_start, t_end, score)[::-1]
     contracts.state("x", x)
-    check_conditions(conditions, len(x))
+    check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, len(x))
     watched.batch = len(x)
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     with _bar(progress, f"encode {recipe.name}", len(times)) as bar:
@@ -413,6 +413,9 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
         score = score.cast(autocast)
     watched = Watched(score)
     eq = ReverseSDE(sde, watched, recipe.eta)
+    if eq.observation is not None and not eq.observation.used and not isinstance(recipe.solver, Observing):
+        raise ValueError(f"method={recipe.name!r}: it does not read the measurement that this score carries; expected one of "
+                         f"{', '.join(methods(observing=True))}, or a guidance such as sdediff.inverse.tweedie(score, operator, std).")
     recipe.solver.accepts(eq)
     return recipe, eq, watched
 
@@ -512,9 +515,10 @@ def count_calls(recipe: Method, sde: SDE, times: Sequence[float], score: Any = N
     evaluation of it is not one call."""
     zero = _Zero(score)
     event = (1,) if zero.observation is None else zero.observation.operator.event
-    x = torch.zeros(recipe.solver.couples or 1, *event, dtype=torch.float64)
+    solver = recipe.solver.smallest()
+    x = torch.zeros(solver.couples or 1, *event, dtype=torch.float64)
     noise = random.WhiteNoise(0, tuple(x.shape), dtype=x.dtype, device=x.device)
-    for _ in iterate(ReverseSDE(sde, zero, recipe.eta), recipe.solver, x, sde.levels(times), noise):
+    for _ in iterate(ReverseSDE(sde, zero, recipe.eta), solver, x, sde.levels(times), noise):
         continue
     return zero.calls
 
@@ -574,6 +578,6 @@ def check_conditions(conditions: Mapping[str, Any] | None, batch: int) -> None:
     for name, value in (conditions or {}).items():
         if isinstance(value, Tensor) and value.ndim and len(value) != batch:
             raise ValueError(f"conditions[{name!r}] has {len(value)} rows for a batch of {batch}; expected a leading batch axis of "
-                             f"{batch}, or a scalar.")
+                             f"{batch}, or a scalar (what all samples share otherwise belongs to the score itself).")
 
 

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -182,18 +183,23 @@ def spread(condition: Any, rows: int) -> Any:
     return condition
 
 
+# Whether the Jacobian of a call will be read. A network that gives no gradient is then refused where its own output is seen: x0 has one of
+# its own through x, whatever the network did, unless x0 is what it predicts.
+_DIFFERENTIATED: ContextVar[bool] = ContextVar("differentiated", default=False)
+
+
 def pullback(score: Score, x: Tensor, level: NoiseLevel) -> tuple[Prediction, Callable[[Tensor], Tensor]]:
     """What ``score`` says about x (B, *D), and v -> J^T v for its Jacobian J = d x0/dx, sample by sample: one backward pass each. Gradients
     flow on where they are asked for (x requires them and they are enabled); else all is detached."""
     graph = torch.is_grad_enabled() and x.requires_grad
-    with torch.inference_mode(False), torch.enable_grad():
-        at = x if graph else x.detach().clone().requires_grad_()
-        p = score(at, level)
-        x0 = p.x0
-    if not x0.requires_grad:
-        name = getattr(score, "name", type(score).__name__)
-        raise NetworkError(f"{name} at t={show(level.t)}: its output has no gradient with respect to "
-                           "x, which this guidance needs; expected a network that is not run under torch.no_grad() or detached.")
+    token = _DIFFERENTIATED.set(True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            at = x if graph else x.detach().clone().requires_grad_()
+            p = score(at, level)
+            x0 = p.x0
+    finally:
+        _DIFFERENTIATED.reset(token)
 
     def pull(v: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
@@ -449,6 +455,9 @@ def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:
 
 def _returned(where: str, out: Any, x: Tensor) -> Tensor:
     """What a model returned for x, in x's dtype. Broadcastable shapes are refused like any other wrong shape."""
+    if isinstance(out, Tensor) and _DIFFERENTIATED.get() and not out.requires_grad:
+        raise NetworkError(f"{where}: its output has no gradient with respect to x, which this method needs; expected a network that is "
+                           "not run under torch.no_grad() and does not detach x.")
     if not isinstance(out, Tensor):
         raise NetworkError(f"{where}: returned {type(out).__name__}; expected one tensor of shape {tuple(x.shape)}.")
     if out.shape != x.shape:

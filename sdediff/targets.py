@@ -387,7 +387,9 @@ class GaussianMixture(Target):
         ``operator``: one of ``sdediff.operators``, or a matrix (m, d); ``y``: (*measured), one measurement. Raises TypeError or ValueError
         on values that are not finite, wrong shapes, and std <= 0."""
         terms, means, covs = self._observed(operator, y, std)
-        return GaussianMixture(means, covs, (terms - terms.max()).exp(), name=f"{self.name} given y")
+        posterior = GaussianMixture.__new__(GaussianMixture)    # with our labels, of which the weights may leave some without any
+        posterior._build(f"{self.name} given y", means, *_spectra(covs, *means.shape), (terms - terms.max()).exp(), self.labels)
+        return posterior
 
     def log_evidence(self, operator: Any, y: Any, std: float) -> float:
         """log p(y) in nats, of one measurement y = A x_0 + N(0, std^2 I). Arguments as for ``given``."""
@@ -401,7 +403,10 @@ class GaussianMixture(Target):
             raise ValueError(f"operator: {tuple(a.shape)} for y of {len(measured)} numbers and {self.name} in {self.dim} dimensions; "
                              f"expected ({len(measured)}, {self.dim}).")
         c, off = self.covs, measured - self.means @ a.T
-        lower = torch.linalg.cholesky(a @ c @ a.T + v * torch.eye(len(a), dtype=torch.float64))
+        lower, failed = torch.linalg.cholesky_ex(a @ c @ a.T + v * torch.eye(len(a), dtype=torch.float64))
+        if bool(failed.any()):
+            raise ValueError(f"std={std!r}: lost in rounding beside the law's own covariance, which is singular for this operator; "
+                             "expected a larger one.")
         gain = torch.cholesky_solve(a @ c, lower).transpose(1, 2)                       # C A^T S^{-1}
         white = torch.linalg.solve_triangular(lower, off[..., None], upper=False)[..., 0]
         log_det = 2 * torch.diagonal(lower, dim1=1, dim2=2).log().sum(1)
@@ -433,6 +438,11 @@ class ClassScore:
     mixture: GaussianMixture
     y: Any = None
 
+    @property
+    def conditions(self) -> dict[str, Any]:
+        """The labels, where there are any."""
+        return {} if self.y is None else {"y": self.y}
+
     def condition(self, y: Any) -> ClassScore:
         """The same score for other labels."""
         return dataclasses.replace(self, y=y)
@@ -444,7 +454,12 @@ class ClassScore:
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         if self.y is None:
             return self.mixture.score(x, level)
-        return self.mixture._scored_at(x, level, labels("y", spread(self.y, len(x)), len(x), self.mixture.classes, x.device))
+        chosen = labels("y", spread(self.y, len(x)), len(x), self.mixture.classes, x.device)
+        weights = torch.zeros(self.mixture.classes, dtype=torch.float64).index_add(0, self.mixture.labels, self.mixture.weights)
+        if x.device.type == "cpu" and not bool((weights[chosen] > 0).all()):
+            raise ValueError(f"y={int(chosen[weights[chosen] == 0][0])}: this class of {self.mixture.name} has no weight; expected another "
+                             "one.")
+        return self.mixture._scored_at(x, level, chosen)
 
 
 class Gaussian(GaussianMixture):

@@ -523,7 +523,7 @@ def train_classifier(classifier: NetworkClassifier, sde: SDE, data: Tensor, labe
     if getattr(config, "drop", 0.0):
         raise ValueError(f"drop={config.drop}: a classifier is trained on all labels; expected drop=0.0.")
 
-    return _trained(classifier, classifying(sde), sde, data, {"y": labels}, None, config, checkpoint, resume, progress, group)
+    return _trained(classifier, classifying(sde, labels), sde, data, {"y": labels}, None, config, checkpoint, resume, progress, group)
 
 
 Losses = Callable[[Any, Tensor, Mapping[str, Tensor], Tensor, Tensor], Tensor]
@@ -535,11 +535,16 @@ def denoising(sde: SDE, config: TrainingConfig) -> Losses:
                                                       config.weighting, gamma=config.gamma)
 
 
-def classifying(sde: SDE) -> Losses:
-    """-log p(y | x_t) of each sample, of (classifier, x0, {"y": labels}, t, eps)."""
+def classifying(sde: SDE, every: Tensor) -> Losses:
+    """-log p(y | x_t) of each sample, of (classifier, x0, {"y": labels}, t, eps). ``every``: all labels there are, so that a wrong one is
+    found at the first step and not when it is drawn."""
+    ends = torch.stack(every.aminmax()).cpu() if isinstance(every, Tensor) and every.numel() else None
+
     def losses(classifier: NetworkClassifier, x0: Tensor, conditions: Mapping[str, Tensor], t: Tensor, eps: Tensor) -> Tensor:
         level = sde.at(t.reshape(-1, *[1] * (x0.ndim - 1))).to(x0)
         log_p = log_posterior(classifier, level.alpha * x0 + level.sigma * eps, level)
+        if ends is not None:
+            contracts.labels("labels", ends, 2, log_p.shape[1], ends.device)
         y = contracts.labels("labels", conditions["y"], len(x0), log_p.shape[1], x0.device)
         return nn.functional.nll_loss(log_p, y, reduction="none")
 

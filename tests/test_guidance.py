@@ -195,7 +195,7 @@ def test_rescale_brings_the_spread_back():
     close(half.x0, (full.x0 + plain.x0) / 2, 1e-12)
     assert half.given == plain.given == ("eps",)
     with pytest.raises(ValueError, match=r"rescale=0.5 on events of shape \(1,\): one number has no spread"):
-        classifier_free(NET, 4.0, rescale=0.5)(x[:, :1], level)
+        classifier_free(NET, 4.0, rescale=0.5).condition(y=y)(x[:, :1], level)
 
 
 # -- laws -------------------------------------------------------------------------------------------------------------
@@ -592,3 +592,33 @@ def test_runs_without_classes_and_of_older_versions(run, tmp_path, capsys):
                  "--out", str(always)]) == 0
     assert main(["sample", str(always), "--class", "2", "--guidance", "2"]) == 2
     assert "this run was trained with drop=0, without the unconditional score" in capsys.readouterr().err
+
+
+# -- what would pass in silence ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize("blind", [lambda x, level: (x.detach() @ torch.ones(2, 3, dtype=x.dtype)),
+                                   torch.no_grad()(lambda x, level: x @ torch.ones(2, 3, dtype=x.dtype))], ids=["detached", "no_grad"])
+def test_a_classifier_without_a_gradient_is_refused(blind):
+    with pytest.raises(sdediff.NetworkError, match="logits have no gradient with respect to x"):
+        sdediff.sample(VP, classifier(MIX.score, blind, 1.0), shape=(4, 2), steps=3, conditions={"y": 0})
+
+
+def test_classifier_free_guidance_without_a_condition_is_refused():
+    guided = classifier_free(MIX.conditional, 2.0)
+    for score in (guided, guided.rows(0, 4)):
+        with pytest.raises(ValueError, match="conditions: none was given"):
+            sdediff.sample(VP, score, shape=(4, 2), steps=3)
+    unguided = sdediff.sample(VP, classifier_free(MIX.conditional, 0.0), shape=(4, 2), steps=3, seed=0)
+    assert torch.equal(unguided, sdediff.sample(VP, MIX.score, shape=(4, 2), steps=3, seed=0))
+
+
+def test_labels_of_another_batch_are_refused():
+    with pytest.raises(ValueError, match="2 rows for a batch of 4"):
+        sdediff.sample(VP, MIX.conditional.condition(y=torch.tensor([0, 1])), shape=(4, 2), steps=3)
+    with pytest.raises(ValueError, match="2 rows for a batch of 4"):
+        sdediff.encode(VP, MIX.conditional.condition(y=torch.tensor([0, 1])), torch.zeros(4, 2), steps=3)
+
+
+def test_a_class_without_weight_is_refused():
+    law = sdediff.targets.GaussianMixture([[0.0, 0.0], [1.0, 0.0]], 0.1, [1.0, 0.0])
+    with pytest.raises(ValueError, match="y=1: this class of gaussian-mixture has no weight"):
+        sdediff.sample(VP, law.conditional, shape=(4, 2), steps=3, conditions={"y": 1})

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import evaluate, inverse, metrics, operators
+from sdediff import evaluate, guidance, inverse, metrics, operators, random
 from sdediff.cli import main
 from sdediff.inverse import GUIDANCES, observe
 from sdediff.nets import MLP
+from sdediff.solvers import DDIM, State
 
 F64 = torch.float64
 VP = sdediff.VPSDE()
@@ -241,6 +242,169 @@ def test_smc_of_one_cloud_and_of_clouds_of_one():
     assert torch.isfinite(single.diagnostics["log_evidence"]).all()
 
 
+# -- steps, by hand -------------------------------------------------------------------------------------------------------
+class Fixed(random.Noise):
+    """Noise that is given, by use."""
+
+    def __init__(self, **by):
+        self.by, self.shape, self.dtype, self.device = by, tuple(next(iter(by.values())).shape), F64, torch.device("cpu")
+
+    def at(self, step):
+        return self
+
+    def within(self):
+        return self
+
+    def normal(self, use=1):
+        return self.by[f"use{use}"]
+
+
+def one_step(name, score, x, t, s, noise, std=0.1, seen=SEEN, y=Y1, **options):
+    recipe, observed = sdediff.method(name, **options), observe(score, seen, std, y)
+    eq, levels = sdediff.ReverseSDE(VP, observed), VP.levels([t, s])
+    return recipe.solver.over(levels).step(eq, State(x), *levels, noise).x
+
+
+def test_a_step_of_dps_descends_on_the_residual():
+    x, z = torch.randn(5, 2, generator=G, dtype=F64), torch.randn(5, 2, generator=G, dtype=F64)
+    noise = Fixed(use0=z)
+    alone = DDIM(1.0).step(sdediff.ReverseSDE(VP, MIXTURE.score), State(x), *VP.levels([0.5, 0.4]), noise).x
+    at = x.clone().requires_grad_()
+    squared = (Y1 - MIXTURE.score(at, VP.at(0.5)).x0[:, :1]).square().sum(1)
+    gradient = torch.autograd.grad(squared.sum(), at)[0] / squared.detach().sqrt()[:, None]
+    assert torch.allclose(one_step("dps", MIXTURE.score, x, 0.5, 0.4, noise, zeta=0.3), alone - 0.3 * gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize("inner", ["langevin", "rosenbrock-1", "edm-heun", "edm-stochastic", "heun", "picard"])
+def test_dps_without_a_pull_is_its_inner_method(inner):
+    seen, call = observe(MIXTURE.score, SEEN, 0.1, Y1), {"shape": (8, 2), "steps": 6, "seed": 0, "dtype": F64, "grid": "logsnr"}
+    found = sdediff.sample(VP, seen, method="dps", inner=inner, zeta=1e-12, **call)
+    plain = sdediff.sample(VP, MIXTURE.score, method=inner, **call)
+    assert torch.allclose(found, plain, atol=1e-5 if inner == "picard" else 1e-8)
+
+
+@pytest.mark.parametrize(("std", "near"), [(0.05, False), (3.0, True)])
+def test_a_step_of_ddrm_by_its_equations(std, near):
+    """Kawar et al. 2022, eq. 7 and 8 in x/alpha: both branches of the measured coordinate, and the hidden one."""
+    t, s, eta, eta_b = 0.5, 0.4, 0.6, 0.7
+    x, z = torch.randn(6, 2, generator=G, dtype=F64), torch.randn(6, 2, generator=G, dtype=F64)
+    found = one_step("ddrm", MIXTURE.score, x, t, s, Fixed(use8=z), std=std, eta=eta, eta_b=eta_b) / VP.at(s).alpha
+    p, kappa = MIXTURE.score(x, VP.at(t)), VP.at(s).sigma / VP.at(s).alpha
+    assert (kappa < std) == near
+    x0, eps = p.x0, p.eps
+    if near:
+        measured = x0[:, 0] + (1 - eta**2)**0.5 * kappa * (0.7 - x0[:, 0]) / std + eta * kappa * z[:, 0]
+    else:
+        measured = (1 - eta_b) * x0[:, 0] + eta_b * 0.7 + (kappa**2 - (eta_b * std)**2)**0.5 * z[:, 0]
+    hidden = x0[:, 1] + kappa * ((1 - eta**2)**0.5 * eps[:, 1] + eta * z[:, 1])
+    assert torch.allclose(found, torch.stack([measured, hidden], 1), atol=1e-7)     # the measurement is float32
+
+
+@pytest.mark.parametrize("std", [0.05, 0.5, 50.0])
+def test_a_step_of_replacement_draws_what_was_measured(std):
+    t, s = 0.5, 0.4
+    x, z = torch.randn(6, 2, generator=G, dtype=F64), torch.randn(6, 2, generator=G, dtype=F64)
+    noise, level = Fixed(use0=z.flip(0), use8=z), VP.at(s)
+    found = one_step("replacement", MIXTURE.score, x, t, s, noise, std=std)
+    expected = DDIM(1.0).step(sdediff.ReverseSDE(VP, MIXTURE.score), State(x), *VP.levels([t, s]), noise).x
+    left = level.sigma**2 - (level.alpha * std)**2
+    if left > 0:
+        expected[:, 0] = level.alpha * 0.7 + left**0.5 * z[:, 0]
+    assert (left > 0) == (std < 1) and torch.allclose(found, expected, atol=1e-7)
+
+
+def test_repaint_noises_back_with_fresh_noise():
+    """A model that says x0 = 0 and DDIM without noise: on the hidden coordinate a step is a factor, and what a repeat adds is known."""
+    def nothing(x, level):
+        return sdediff.Prediction(x, level, x0=0 * x)
+
+    seen, levels = observe(nothing, SEEN, 0.1, Y1), [1.0, 0.6, 0.3]
+    call = {"x_init": torch.ones(20_000, 2, dtype=F64), "grid": levels, "inner": "ddim", "jump": 2, "seed": 0}
+    sigma = [VP.at(t).sigma for t in levels]
+    once, twice, thrice = (sdediff.sample(VP, seen, method="repaint", repeats=r, **call)[:, 1] for r in (1, 2, 3))
+    assert torch.allclose(once, torch.full_like(once, sigma[2] / sigma[0]), atol=1e-12)
+    a = VP.at(1.0).alpha / VP.at(0.3).alpha                     # lifted: a x + sqrt(sigma_T^2 - a^2 sigma_s^2) xi, and down again
+    factor, fresh = a * sigma[2] / sigma[0], (sigma[0]**2 - (a * sigma[2])**2)**0.5 * sigma[2] / sigma[0]
+    for found, before in ((twice, once), (thrice, twice)):
+        xi = (found - factor * before) / fresh
+        assert abs(float(xi.mean())) < 5 / 20_000**0.5 and abs(float(xi.var()) - 1) < 5 * (2 / 20_000)**0.5
+    first, second = (twice - factor * once) / fresh, (thrice - factor * twice) / fresh
+    assert abs(float((first * second).mean())) < 5 / 20_000**0.5
+
+
+def test_repaint_repeats_the_steps_that_are_left_at_the_end():
+    info = sdediff.sample_info(VP, observe(MIXTURE.score, SEEN, 0.3, Y1), shape=(8, 2), method="repaint", steps=25, seed=0)
+    assert info.nfe == 250
+
+
+# -- covariances ----------------------------------------------------------------------------------------------------------
+def test_beyond_its_trust_the_covariance_is_isotropic_and_strength_multiplies():
+    x = torch.randn(4, 5, generator=G, dtype=F64)
+    level = VP.at(0.5)
+    ratio = level.sigma / level.alpha
+    near, far = (inverse.pigdm(GAUSSIAN.score, A, STD, Y, trust=trust)(x, level).x0 for trust in (1.01 * ratio, 0.99 * ratio))
+    x0, r2 = GAUSSIAN.score(x, level).x0, level.sigma**2 / (level.alpha**2 + level.sigma**2)
+    assert torch.allclose(far, x0 + A.gain(Y - A(x0), r2, STD**2), atol=1e-12)
+    assert not torch.allclose(near, far, atol=1e-3)
+    for name in ("pigdm", "plug_in"):
+        double = GUIDANCES[name](GAUSSIAN.score, A, STD, Y, strength=2.0)(x, level).x0
+        single = GUIDANCES[name](GAUSSIAN.score, A, STD, Y)(x, level).x0
+        assert torch.allclose(double - x0, 2 * (single - x0), rtol=1e-9)
+
+
+def test_conjugate_gradients_stay_bounded_on_what_is_not_positive():
+    """The least eigenvalue that is promised bounds a step along a direction whose curvature is none, or negative."""
+    b = torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=F64)
+    u = inverse._conjugate_gradients(lambda u: u * torch.tensor([-1e-9, 1.0], dtype=F64), b, 0.5, 1)
+    assert torch.allclose(u[0], torch.tensor([2.0, 0.0], dtype=F64)) and float(u.norm(dim=1).max()) <= 2 + 1e-9
+
+
+@pytest.mark.parametrize("std", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("name", ["pigdm", "tweedie", "diffpir", "ddnm"])
+def test_an_update_keeps_its_digits_in_single_precision(name, std):
+    x, level = torch.randn(6, 2, generator=G, dtype=F64), VP.at(0.3)
+    shift = [GUIDANCES[name](MIXTURE.score, SEEN, std, Y1)(v, level).x0 - MIXTURE.score(v, level).x0 for v in (x, x.float())]
+    assert torch.allclose(shift[1].double(), shift[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("std", [1e-1, 1e-4])
+def test_smc_keeps_its_digits_in_single_precision(std):
+    found = [sdediff.sample_info(VP, observe(MIXTURE.score, SEEN, std, Y1), shape=(512, 2), method="smc", steps=20, seed=0, dtype=dtype)
+             for dtype in (torch.float32, F64)]
+    weights = [info.diagnostics["ess"][:3] for info in found]           # before rounding decides a resampling
+    assert torch.allclose(*weights, rtol=1e-3)
+
+
+@pytest.mark.parametrize("predicts", ["eps", "x0", "v", "score", "velocity", "edm"])
+@pytest.mark.parametrize("how", ["no_grad", "detach"])
+def test_a_network_without_a_gradient_is_refused_whatever_it_predicts(predicts, how):
+    def net(x, c):
+        with torch.set_grad_enabled(how == "detach"):
+            return 0.1 * (x.detach() if how == "detach" else x)
+
+    score = sdediff.from_network(net, predicts)
+    for call in (lambda: sdediff.sample(VP, inverse.pigdm(score, SEEN, 0.1, Y1), shape=(4, 2), method="ddim", grid=[0.5, 0.4]),
+                 lambda: sdediff.sample(VP, observe(score, SEEN, 0.1, Y1), shape=(4, 2), method="dps", grid=[0.5, 0.4]),
+                 lambda: sdediff.sample(VP, observe(score, SEEN, 0.1, Y1), shape=(4, 2), method="smc", particles=4, grid=[0.5, 0.4])):
+        with pytest.raises(sdediff.NetworkError, match=r"network net at t=0\.5: its output has no gradient"):
+            call()
+    assert torch.isfinite(sdediff.sample(VP, score, shape=(4, 2), method="ddim", grid=[0.5, 0.4])).all()
+
+
+def test_an_observation_is_seen_through_a_temperature():
+    seen = observe(MIXTURE.score, SEEN, 0.1, Y1)
+    warm = guidance.temperature(seen, 1.0)
+    assert torch.equal(*(sdediff.sample(VP, s, shape=(64, 2), method="smc", steps=10, seed=0) for s in (seen, warm)))
+
+
+def test_the_posterior_of_a_mixture_keeps_its_classes():
+    law = sdediff.targets.GaussianMixture([[-1.0, -1.0], [1.0, 1.0], [1.0, -1.0]], 0.1, labels=[0, 1, 0])
+    posterior = law.given(SEEN, Y1, 0.1)
+    assert posterior.classes == 2 and torch.equal(posterior.labels, law.labels)
+    x = posterior.sample(50, seed=0, dtype=F64)                 # given x_0 the measurement says no more of the class
+    assert torch.allclose(posterior.log_posterior(x), law.log_posterior(x), atol=1e-9)
+
+
 # -- refusals -------------------------------------------------------------------------------------------------------------
 class Scaled(operators.Matrix):
     def transpose(self, y):
@@ -275,18 +439,32 @@ def counted(x, level):
     (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, Y1), shape=(63, 2), method="smc", steps=5), ValueError, "batch=63"),
     (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, Y1), shape=(64, 2), method="smc", particles=8, chunk=12, steps=5), ValueError,
      "chunk=12"),
-    (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1), shape=(4, 2), steps=5, conditions={"measurement": torch.zeros(3, 1)}), ValueError,
-     "3 rows for a batch of 4"),
+    (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1), shape=(4, 2), steps=5, method="ddrm", conditions={"measurement": torch.zeros(3, 1)}),
+     ValueError, "3 rows for a batch of 4"),
+    (lambda: sdediff.sample(VP, inverse.pigdm(counted, SEEN, 0.1, torch.zeros(2, 1)), shape=(4, 2), steps=5), ValueError,
+     "2 rows for a batch of 4"),
+    (lambda: sdediff.sample(VP, inverse.pigdm(counted, SEEN, 0.1, torch.zeros(10, 1)), shape=(4, 2), steps=5, chunk=2), ValueError,
+     "10 rows for a batch of 4"),
+    (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, Y1), shape=(4, 2), steps=5), ValueError, "it does not read the measurement"),
+    (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, Y1), shape=(4, 2), steps=5, method="pc", predictor="ddrm"), ValueError,
+     "it does not read the measurement"),
+    (lambda: sdediff.log_prob(VP, observe(counted, SEEN, 0.1, Y1), torch.zeros(4, 2), steps=5), ValueError, "does not read the measurement"),
+    (lambda: sdediff.encode(VP, observe(counted, SEEN, 0.1, Y1), torch.zeros(4, 2), steps=5), ValueError, "does not read the measurement"),
+    (lambda: sdediff.elbo(VP, observe(counted, SEEN, 0.1, Y1), torch.zeros(4, 2)), ValueError, "does not read the measurement"),
+    (lambda: observe(guidance.temperature(inverse.pigdm(counted, SEEN, 0.1, Y1), 0.5), SEEN, 0.1, Y1), ValueError, "carries a measurement already"),
+    (lambda: guidance.classifier_free(inverse.pigdm(counted, SEEN, 0.1, Y1), 2.0), ValueError, "expected it outside"),
+    (lambda: sdediff.method("dps", inner="euler-maruyama"), ValueError, "inner='euler-maruyama': it solves an SDE"),
+    (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, Y1), shape=(4, 2), nfe=50, method="dps", inner="rk45"), ValueError,
+     "chooses its own number"),
     (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, Y1), shape=(4, 2), steps=5, method="repaint", inner="dpm++2m"), ValueError,
      "inner="),
     (lambda: sdediff.sample(VP, inverse.pigdm(counted, SEEN, 0.1, Y1), shape=(64, 2), method="ddrm", steps=5), ValueError,
      "guided by the measurement already"),
-    (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, torch.ones(1, dtype=torch.int64)), shape=(4, 2), steps=5), TypeError,
+    (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1, torch.ones(1, dtype=torch.int64)), shape=(4, 2), steps=5, method="ddrm"), TypeError,
      "measurement: got torch.int64"),
-    (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1), shape=(4, 2), steps=5, conditions={"measurment": torch.ones(4, 1)}), TypeError,
+    (lambda: sdediff.sample(VP, observe(counted, SEEN, 0.1), shape=(4, 2), steps=5, method="ddrm", conditions={"measurment": torch.ones(4, 1)}), TypeError,
      "measurment"),
     (lambda: inverse.pigdm(inverse.pigdm(counted, SEEN, 0.1, Y1), SEEN, 0.1, Y1), ValueError, "carries a measurement already"),
-    (lambda: sdediff.method("pc", predictor="smc"), ValueError, "its samples carry weights"),
     (lambda: sdediff.method("repaint", inner="smc"), ValueError, "one-step solver that reads no measurement"),
     (lambda: sdediff.method("smc", particles=0), ValueError, "particles=0"),
     (lambda: sdediff.method("ddrm", eta=1.5), ValueError, "eta=1.5"),
@@ -364,5 +542,7 @@ def test_measurements_of_images_as_they_are_spelled(text, known):
     operator = evaluate.measurement(text, (1, 8, 8))
     operators.check(operator)
     assert abs(operator.measured[0] - known) <= (12 if "random" in text else 0)
+    with pytest.raises(ValueError, match="'upper' takes no value"):
+        evaluate.measurement("upper:5", (1, 8, 8))
     assert evaluate.measurement("mean:2", (1, 8, 8)).measured == (1, 4, 4)
     assert evaluate.measurement("blur:1", (1, 8, 8)).measured == (1, 8, 8)

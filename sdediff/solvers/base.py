@@ -61,6 +61,10 @@ class Solver(abc.ABC):
         are taken by ``solver.over(levels)``; the loops do so."""
         return self
 
+    def smallest(self) -> Solver:
+        """A solver that makes as many calls on the fewest samples, by which calls are counted."""
+        return self
+
     def diagnostics(self, state: State) -> dict[str, Any]:
         """What a finished run's last state tells beside the samples."""
         return {}

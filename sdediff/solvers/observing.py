@@ -78,6 +78,14 @@ class _Around(Observing):
 
     inner: Solver
 
+    @property
+    def adaptive(self) -> bool:                                                              # type: ignore[override]
+        return self.inner.adaptive
+
+    def over(self, levels: Sequence[NoiseLevel]) -> Observing:
+        # the state is moved off the path along which an inner solver might have run ahead
+        return self if self.inner.looks_ahead else dataclasses.replace(self, inner=self.inner.over(levels))
+
     def __post_init__(self) -> None:
         if not isinstance(self.inner, Solver) or self.inner.remembers or isinstance(self.inner, Observing):
             raise ValueError(f"inner={self.inner!r}: expected a one-step solver that reads no measurement, such as DDIM(1.0); a memory "
@@ -91,8 +99,8 @@ class _Around(Observing):
 @dataclass(frozen=True)
 class Replacement(_Around):
     """Replacement, and with ``repeats`` > 1 RePaint: whenever ``jump`` steps are done, noise lifts the state back over them and they are
-    solved again, ``repeats`` times in all (on a shorter grid, all of it). Lugmayr et al. 2022 have repeats=10, jump=10 on 250 steps;
-    calls are ``repeats`` times the steps."""
+    solved again, ``repeats`` times in all, and so are the steps that are left at the end. Lugmayr et al. 2022 have repeats=10, jump=10
+    on 250 steps; calls are ``repeats`` times the steps."""
 
     repeats: int = 1
     jump: int = 1
@@ -103,13 +111,14 @@ class Replacement(_Around):
         integer("repeats", self.repeats, 1)
         integer("jump", self.jump, 1)
 
-    def over(self, levels: Sequence[NoiseLevel]) -> Replacement:
-        return dataclasses.replace(self, levels=tuple(levels), jump=min(self.jump, max(1, len(levels) - 1)))
+    def over(self, levels: Sequence[NoiseLevel]) -> Observing:
+        return dataclasses.replace(super().over(levels), levels=tuple(levels))                # type: ignore[call-arg]
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         x, k = self._once(eq, self.vector(state.x), t, s, noise), 0
         end = next((i for i, m in enumerate(self.levels) if m.t == s.t), 0)
-        stretch = self.levels[end - self.jump:end + 1] if end and end % self.jump == 0 else ()
+        done = end and (end % self.jump == 0 or end == len(self.levels) - 1)
+        stretch = self.levels[(end - 1) // self.jump * self.jump:end + 1] if done else ()
         for _ in range(self.repeats - 1 if stretch else 0):
             again = noise.within()                                                           # type: ignore[union-attr]
             x, k = forward(x, stretch[-1], stretch[0], again.at(k).normal(_FRESH)), k + 1
@@ -137,12 +146,20 @@ class DPS(_Around):
         real("zeta", self.zeta, 0.0, low_open=True)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
-        p, pull = pullback(eq.predict, self.vector(state.x), t)
+        p, pull = pullback(eq.score, self.vector(state.x), t)
         known, residual = [p], eq.observation.residual(p.x0)
-        again = dataclasses.replace(eq, score=lambda x, level: known.pop() if known else eq.predict(x, level))
+
+        def score(x: Any, level: NoiseLevel) -> Prediction:     # p where it is asked for, and its value alone
+            here = not isinstance(level.t, Tensor) and math.isclose(level.t, t.t, rel_tol=1e-9) and not x.requires_grad
+            return known.pop() if known and here else eq.predict(x, level)
+
+        again = dataclasses.replace(eq, score=score)
         norm = residual.flatten(1).norm(dim=1).clamp_min(torch.finfo(residual.dtype).tiny).reshape(-1, *[1] * (residual.ndim - 1))
         uphill = -pull(eq.observation.operator.transpose(residual / norm))
-        return State(self.inner.step(again, State(state.x), t, s, noise).x - 2 * self.zeta * uphill, (), p)
+        x = self.inner.step(again, State(state.x), t, s, noise).x - 2 * self.zeta * uphill
+        if x.device.type == "cpu" and not bool(torch.isfinite(x).all()):
+            raise ValueError(f"zeta={self.zeta!r}: the state left the finite numbers at t={s.t:g}; expected a smaller one.")
+        return State(x, (), p)
 
 
 @dataclass(frozen=True)
@@ -211,6 +228,9 @@ class TwistedSMC(Observing):
     def over(self, levels: Sequence[NoiseLevel]) -> TwistedSMC:
         return dataclasses.replace(self, last=levels[-1].t)
 
+    def smallest(self) -> TwistedSMC:
+        return dataclasses.replace(self, particles=1)
+
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         cloud = state.memory[0][1] if state.memory else self._begin(eq, self.vector(state.x), t)
         x, z = cloud.p.x, noise.unit(t, s)                                                   # type: ignore[union-attr]
@@ -239,13 +259,12 @@ class TwistedSMC(Observing):
         elif far:
             p = eq.predict(x, m)
         else:
-            p, pull = pullback(eq.predict, x, m)
+            p, pull = pullback(eq.score, x, m)
         a, v, residual = seen.operator, seen.std**2, seen.residual(p.x0)
         r2 = m.sigma**2 * self.scale**2 / ((m.alpha * self.scale)**2 + m.sigma**2)
-        solved = (residual - a.forward(a.gain(residual, r2, v))) / v
-        shift = a.gain(residual, r2, v) if far else m.sigma**2 / m.alpha * pull(a.transpose(solved))
-        log_det = torch.log1p(r2 / v * a.singular**2).sum() + residual[0].numel() * math.log(2 * math.pi * v) if len(x) else 0.0
-        return p, shift, -0.5 * ((residual.double() * solved.double()).flatten(1).sum(1) + log_det)
+        shift = a.gain(residual, r2, v) if far else m.sigma**2 / m.alpha * pull(a.whitened(residual, r2, v))
+        log_det = float(torch.log1p(r2 / v * a.singular**2).sum()) + math.prod(a.measured) * math.log(2 * math.pi * v)
+        return p, shift, -0.5 * (a.energy(residual, r2, v) + log_det)
 
     def _settled(self, cloud: Cloud, s: NoiseLevel, noise: Any) -> State:
         """The state at s, its clouds resampled where that is due."""
@@ -269,7 +288,8 @@ class TwistedSMC(Observing):
 
     def diagnostics(self, state: State) -> dict[str, Tensor]:
         """``ess`` (steps, clouds), effective sample sizes before resampling; ``log_evidence`` (clouds,), estimates of log p(y) in nats, of
-        which the exponentials are unbiased; at an end with sigma > 0, of y = A x0(x) + N(0, r^2 A A^T + v I)."""
+        which the exponentials are unbiased; at an end with sigma > 0, of y = A x0(x) + N(0, r^2 A A^T + v I). Where ``ess`` comes near 1
+        the law of the estimate has a heavy tail, and most runs lie below its mean: more steps, more particles, or ``trust=0``."""
         if not state.memory:
             return {}
         cloud = state.memory[0][1]

@@ -23,11 +23,6 @@ class Chain(Solver):
 
     order = None
 
-    def __post_init__(self) -> None:
-        if self.predictor.couples != 1:
-            raise ValueError(f"predictor={self.predictor!r}: its samples carry weights, which a corrector's steps would void; expected a "
-                             "predictor that moves each sample by itself, such as ReverseDiffusion().")
-
     @property
     def noise(self) -> str:                                                                  # type: ignore[override]
         return self.corrector.noise if self.corrector.noise == "always" else self.predictor.noise

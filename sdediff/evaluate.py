@@ -25,6 +25,7 @@ from . import inverse, latent, likelihood, metrics, operators, plots, runs, samp
 from .contracts import choice, integer, real
 from .data import Dataset, load
 from .likelihood import Bins, bits_per_dim
+from .recipes import methods
 from .sde import NoiseLevel
 from .tuned import Tuned
 
@@ -219,7 +220,6 @@ def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "d
     name, options = runs.spelled(posterior)
     measured = measured or ("upper" if dataset.is_image else "1")
     operator = measurement(measured, dataset.event, integer("seed", seed, 0))
-    from .recipes import methods
     choice("posterior", name, [*inverse.GUIDANCES, *methods(observing=True)])
     score = replace(score, network=score.network.to(device))                                # type: ignore[attr-defined]
     if name in inverse.GUIDANCES:
@@ -235,7 +235,7 @@ def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "d
     pool = dataset.held_out(min(dataset.limit or 4000, 4000))
     truth = pool[torch.randperm(len(pool), generator=generator)[:n]]
     y = operator(truth) + std * torch.randn(n, *operator.measured, generator=generator)
-    info = sampling.sample_info(sde, seen, shape=(n * draws, *dataset.event), method=entry.method, seed=seed, progress=progress,  # type: ignore[arg-type]
+    info = sampling.sample_info(sde, seen, shape=(n * draws, *dataset.event), method=entry.on(sde, seen), seed=seed, progress=progress,
                                 conditions={"measurement": y.repeat_interleave(draws, 0).to(device)}, **entry.budget)
     x = info.x.cpu().reshape(n, draws, *dataset.event)
     off = (operator(x.flatten(0, 1)) - y.repeat_interleave(draws, 0)) / std
@@ -246,7 +246,7 @@ def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "d
         fresh = [[p.sample(draws, seed=seed + 1 + k, dtype=x.dtype) for k in range(2)] for p in exact]
         distance = sum(metrics.sliced_w2(a, b).value for a, (b, _) in zip(x, fresh)) / n if draws > 20 else None
         floor = sum(metrics.sliced_w2(a, b).value for a, b in fresh) / n if draws > 20 else None
-    restore = lambda v: dataset.restore(v)
+    restore = dataset.restore
     plots.posteriors(restore(truth), restore(operator.pinv(y)), torch.stack([restore(v) for v in x]), restore(pool),
                      f"measured: {measured}; posterior: {posterior}").savefig(picture)
     temporary = path.with_name(f".{path.name}.tmp.npy")

@@ -333,7 +333,7 @@ WRONG = [
     ({"dtype": torch.int32}, TypeError, "int32"), ({"seed": 1.5}, TypeError, "seed=1.5"), ({"seed": -1}, ValueError, "seed=-1"), ({"seed": [1, 2, 3]}, ValueError, "3 seeds"),
     ({"shape": None, "x_init": torch.zeros(2, 2), "dtype": torch.int64}, TypeError, "int64"), ({"device": "cudaa"}, ValueError, "cudaa"),
     ({"shape": None, "x_init": torch.zeros(2, 2), "seed": "x"}, TypeError, "seed='x'"), ({"noise": random.WhiteNoise(0, (2, 2), dtype=F64)}, ValueError, "float64"),
-    ({"method": "ancestral", "inner": "euler-maruyama"}, ValueError, "deterministic one-step"), ({"method": "eab-3", "start": "no"}, TypeError, "start='no'"),
+    ({"method": "ancestral", "inner": "euler-maruyama"}, ValueError, "solves an SDE, eta=1.0; expected a one-step method"), ({"method": "eab-3", "start": "no"}, TypeError, "start='no'"),
     ({"method": "ancestral", "inner": "scipy-rk45", "steps": None, "nfe": 9}, ValueError, "chooses its own"),
     ({"method": "euler-maruyama", "eta": lambda level: -1.0}, ValueError, "eta"),
     ({"noise": "pink"}, ValueError, "pink"), ({"noise": "clock"}, ValueError, "eta > 0"), ({"noise": random.WhiteNoise(0, (3, 2))}, ValueError, "bound to shape"),

@@ -18,7 +18,6 @@ import torch
 
 import sdediff
 from sdediff import evaluate, metrics, runs
-from sdediff.data import load
 
 FILE = Path(__file__).resolve().parent / "results" / "tuning_networks.csv"
 FIELDS = ("network", "calls", "best standard", "RMSE before", "RMSE after", "ratio", "W2 before", "W2 after", "W2 floor")
@@ -35,7 +34,7 @@ def main() -> None:
     for run in given.runs:
         methods = {m.calls: m for m in evaluate.tune(run, given.nfe, starts=2, iterations=given.iterations, progress=sys.stderr.isatty())}
         config, checkpoint, score = runs.read(run)
-        data, sde = load(config["data"], seed=config.get("seed", 0)), checkpoint.sde
+        data, sde = runs.data_of(config), checkpoint.sde
         n = min(data.limit or 4000, 4000)
         held = data.held_out(n)
         floor = metrics.sliced_w2(data.train[:n], held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ EXAMPLES = """examples:
   sdediff compare                              two moons, six methods: a table and four pictures in runs/two-moons
   sdediff compare --data digits                the real 8x8 digits
   sdediff compare --data points.csv            your own points, one a row
+  sdediff train --data photos --size 64        your own images, a folder of them
   sdediff sample runs/two-moons --method heun  draw more from a trained run, without training again
   sdediff inpaint runs/digits --measured upper  samples of what fits half a picture
   sdediff tune runs/two-moons --nfe 5 10 20    methods tuned to the run: the least error for a number of network calls
@@ -49,6 +51,7 @@ SAMPLE = """examples:
   sdediff sample runs/two-moons --method ddim:eta=0.5 --nfe 20 --out points.csv
   sdediff sample runs/two-moons --n 10000000 --out x.npy      in chunks, in little memory; interrupted and given again, it goes on
   sdediff train --data digits --conditional true --out runs/classes && sdediff sample runs/classes --class 3 --guidance 2
+  sdediff sample runs/classes --class 3 --guidance 2 --grid 8x8     a picture of 64 images; --out threes.gif: their way from noise
   torchrun --nproc-per-node 4 -m sdediff sample runs/two-moons -n 10000000 --out x.npy       the same bits, by four processes"""
 
 TUNE = """examples:
@@ -140,8 +143,8 @@ def _job_parser(argv: Sequence[str], description: str, epilog: str, name: str) -
     parser = _Parser(description=description, epilog=epilog, formatter_class=_Help, usage=f"sdediff {name} [options]")
     parser.add_argument("--config", action="config", help="a YAML file of these settings; what follows it on the line overrides it")
     parser.add_argument("--data", type=str, default="two-moons", help="what to learn: a toy (two-moons, swiss-roll, checkerboard, "
-                        "8-gaussians, 25-gaussians, pinwheel, two-spirals, rings, banana, funnel), digits (real, 8x8), or a .npy or .csv "
-                        "file, one point a row")
+                        "8-gaussians, 25-gaussians, pinwheel, two-spirals, rings, banana, funnel), digits or mnist (real, 8x8 and 28x28), "
+                        "a .npy or .csv file, one point a row, or a folder of images (of folders: each a class)")
     if name == "compare":
         parser.add_argument("--methods", type=str, nargs="+", default=list(DEFAULT_METHODS), metavar="METHOD",
                             help="NAME or NAME:KEY=VALUE,... where keys are steps, nfe, grid and the method's own options")
@@ -192,17 +195,20 @@ def _sample_parser() -> ArgumentParser:
                      usage="sdediff sample RUN [options]")
     parser.add_argument("run", type=str, metavar="RUN", help="the folder of a trained run")
     parser.add_argument("--method", type=str, default="dpm++2m", help="NAME or NAME:KEY=VALUE,..., see `sdediff methods`")
-    parser.add_argument("--class", type=int, nargs="+", default=None, metavar="LABEL", help="of a run trained with --conditional true: "
-                        "the class to draw from; of several, one after the other")
+    parser.add_argument("--class", type=str, nargs="+", default=None, metavar="LABEL", help="of a run trained with --conditional true: "
+                        "the class to draw from, its name or number; of several, one after the other")
     parser.add_argument("--guidance", type=float | None, default=None, metavar="SCALE", help="of classifier-free guidance to that class: "
                         "1 (none), 0 (no class), more than 1 (away from the other classes, at two network calls each)")
     parser.add_argument("--steps", type=int | None, default=None, help="grid intervals (default: the method's)")
     parser.add_argument("--nfe", type=int | None, default=None, help="a budget of network calls, in place of steps")
-    parser.add_argument("--grid", type=str | None, default=None, help="uniform, quadratic, logsnr, karras, sech, ddpm (default: its own)")
-    parser.add_argument("-n", "--n", type=int, default=4000, help="how many samples (after torchrun -n, as it takes --n for its own)")
+    parser.add_argument("--grid", type=str | None, default=None, metavar="GRID|ROWSxCOLUMNS", help="of times: uniform, quadratic, logsnr, "
+                        "karras, sech, ddpm (default: its own); of images: a picture of so many rows and columns, as 8x8")
+    parser.add_argument("-n", "--n", type=int | None, default=None, help="how many samples (default: 4000 numbers, 64 images in a picture; "
+                        "after torchrun -n, as it takes --n for its own)")
     parser.add_argument("--seed", type=int, default=1, help="of the samples; compare uses the seed of the run, 0 by default")
     parser.add_argument("--chunk", type=int | None, default=None, help="samples drawn at a time, whatever n (default: by their size)")
-    parser.add_argument("--out", type=str | None, default=None, help="a .npy or .csv file (default: RUN/samples/METHOD-SEED.npy)")
+    parser.add_argument("--out", type=str | None, default=None, help="a .npy or .csv file; or a picture, .png, or .gif, the way from noise "
+                        "(default: RUN/samples/METHOD-SEED.npy)")
     parser.add_argument("--overwrite", action="store_true", help="replace that file if it exists")
     return _common(parser, progress=True, shared=True)
 
@@ -371,7 +377,7 @@ def _begin(command: str, chosen: Namespace, parser: ArgumentParser,
         raise ValueError("--resume and --overwrite exclude each other: one goes on, the other starts again.")
     made = (getattr(parser, "instantiate", None) or parser.instantiate_classes)(chosen)
     job = runs.Job(**{f.name: made[f.name] for f in dataclasses.fields(runs.Job)})
-    dataset = data.load(job.data, seed=job.seed)
+    dataset = data.load(job.data, seed=job.seed, size=job.size)
     job.score(dataset), job.sde
     if job.data != dataset.name:
         job = dataclasses.replace(job, data=str(Path(job.data).resolve()))
@@ -412,11 +418,13 @@ def _train(chosen: Namespace, parser: ArgumentParser) -> int:
 def _sample(chosen: Namespace, parser: ArgumentParser) -> int:
     from . import runs
     from .contracts import integer
-    entry = runs.Entry.parse(chosen.method, steps=chosen.steps, nfe=chosen.nfe, grid=chosen.grid)
-    integer("n", chosen.n, 1), integer("seed", chosen.seed, 0)
+    sheet = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", chosen.grid or "")
+    entry = runs.Entry.parse(chosen.method, steps=chosen.steps, nfe=chosen.nfe, grid=None if sheet else chosen.grid)
+    integer("n", 1 if chosen.n is None else chosen.n, 1), integer("seed", chosen.seed, 0)
     with ranks.job(chosen.device) as (processes, device):
         path = runs.draw(Path(chosen.run), entry, chosen.n, chosen.seed, None if chosen.out is None else Path(chosen.out),
                          labels=chosen["class"], guide=chosen.guidance, chunk=chosen.chunk,
+                         sheet=(int(sheet[1]), int(sheet[2])) if sheet else None,
                          overwrite=chosen.overwrite, progress=not chosen.quiet, ranks=processes, device=device)
     if not processes.rank:
         print(path)

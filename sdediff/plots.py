@@ -148,22 +148,32 @@ def _draw(ax: Axes, x: Tensor, bounds: list[tuple[float, float]], *, colour: str
             ax.text(0.97, 0.03, f"{int((~inside).sum())} outside", transform=ax.transAxes, ha="right", fontsize=7, color=MUTED)
 
 
-def _sheet(x: Tensor, side: int, gap: int = 1, most: int | None = None) -> np.ndarray:
-    """Up to side^2 images in [-1, 1] (or ``most`` rows), one beside the other: (h, w, 3), or (h, w) as ink on white paper."""
+def _sheet(x: Tensor, columns: int, rows: int | None = None, gap: int = 1) -> np.ndarray:
+    """Images in [-1, 1] beside and below each other on white, in up to ``rows`` (default: as many as columns): (h, w, 3), or (h, w) where
+    they are not of three channels."""
     n, channels, height, width = x.shape
-    columns = min(side, n)
-    rows = min(most or side, n // columns)
-    sheet = torch.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 0.12 if channels == 1 else 1.0)
-    for k in range(rows * columns):
+    columns = min(columns, n)
+    rows = min(rows or columns, -(-n // columns))
+    sheet = torch.ones(rows * (height + gap) - gap, columns * (width + gap) - gap, channels)
+    for k in range(min(n, rows * columns)):
         i, j = k // columns * (height + gap), k % columns * (width + gap)
         sheet[i:i + height, j:j + width] = ((x[k].permute(1, 2, 0) + 1) / 2).clamp(0, 1)
-    return sheet.numpy() if channels == 3 else 1 - sheet[..., 0].numpy()
+    return sheet.numpy() if channels == 3 else sheet[..., 0].numpy()
 
 
-def _show(ax: Axes, x: Tensor, side: int, most: int | None = None) -> Any:
+def sheet(x: Tensor, grid: tuple[int, int], width: int = 720) -> Any:
+    """Images (n, C, H, W) in [-1, 1] as a PIL image of ``grid`` = (rows, columns), enlarged a whole number of times to about ``width``
+    pixels."""
+    from PIL import Image
+    image = Image.fromarray(np.round(255 * _sheet(x, grid[1], grid[0])).astype(np.uint8))
+    times = max(1, round(width / image.width))
+    return image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
+
+
+def _show(ax: Axes, x: Tensor, columns: int, rows: int | None = None) -> Any:
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
-    return ax.imshow(_sheet(x, side, most=most), cmap="gray", vmin=0, vmax=1)
+    return ax.imshow(_sheet(x, columns, rows), cmap="gray", vmin=0, vmax=1)
 
 
 def _chart(ax: Axes, panels: Sequence[Panel], floor: Estimate | None, shape: float) -> None:
@@ -194,20 +204,26 @@ class Track(NamedTuple):
     states: Tensor
 
 
-def trajectory(path: str | Path, sde: SDE, tracks: Sequence[Track], data: Tensor, *, frames: int = 48, seconds: float = 4.0) -> None:
+def trajectory(path: str | Path, sde: SDE, tracks: Sequence[Track], data: Tensor, *, frames: int = 48, seconds: float = 4.0,
+               sheet: tuple[int, int] = (8, 8)) -> None:
     """A GIF of the methods side by side on their way from noise to data, which lies behind them, faint.
 
     Points keep one colour, by the first coordinate of their noise, so that equal starts can be told across methods. States are interpolated
-    linearly between a method's own steps, and the last frame is held.
+    linearly between a method's own steps, and the last frame is held. Images are sheets of up to ``sheet`` = (rows, columns).
     """
     from PIL import Image
     angles = np.linspace(math.pi / 2, 0, frames)
     ways = [_resampled(sde, track, angles) for track in tracks]
     images = []
     with _style():
-        figure = _figure(2.5 * len(tracks), 3.0, dpi=100)
+        wide, high = 2.5, 2.5
+        if data.ndim == 4:                                         # an image's pixel is a pixel or more
+            rows, columns = min(sheet[0], -(-len(tracks[0].states[0]) // sheet[1])), min(sheet[1], len(tracks[0].states[0]))
+            wide = max(2.5, columns * (data.shape[3] + 1) / 100)
+            high = wide * rows * data.shape[2] / (columns * data.shape[3])
+        figure = _figure(wide * len(tracks), high + 0.5, dpi=100)
         axes = figure.subplots(1, len(tracks), squeeze=False)[0]
-        updates = [_moving(ax, way, data) for ax, way in zip(axes, ways)]
+        updates = [_moving(ax, way, data, sheet) for ax, way in zip(axes, ways)]
         for ax, track in zip(axes, tracks):
             ax.set_title(track.title, fontweight="bold", fontsize=_fitting(track.title, 10))
         for k in range(frames):
@@ -227,12 +243,13 @@ def trajectory(path: str | Path, sde: SDE, tracks: Sequence[Track], data: Tensor
     images[0].save(path, save_all=True, append_images=images[1:], duration=[600] + [step] * (frames - 2) + [2000], loop=0, optimize=True)
 
 
-def _moving(ax: Axes, way: Tensor, data: Tensor) -> Callable[[int], Any]:
+def _moving(ax: Axes, way: Tensor, data: Tensor, sheet: tuple[int, int]) -> Callable[[int], Any]:
     """Draws a panel of the animation; returns what brings it to frame k."""
     ax.set(xticks=[], yticks=[])
     if way.ndim == 5:
-        picture = _show(ax, way[0], 8)
-        return lambda k: picture.set_data(_sheet(way[k], 8))
+        rows, columns = sheet
+        picture = _show(ax, way[0], columns, rows)
+        return lambda k: picture.set_data(_sheet(way[k], columns, rows))
     ax.set(xlim=(-2.9, 2.9), box_aspect=1)
     if way.shape[2] == 1:
         edges = np.linspace(-2.9, 2.9, 61)

@@ -49,23 +49,43 @@ STEPS = {"euler-maruyama": 300, "reverse-diffusion": 300, "torchsde-euler": 300,
          "torchdiffeq-dopri5": 1, "torchdiffeq-dopri8": 1, "torchdiffeq-bosh3": 1}
 REFERENCE, REFERENCES, FLOORS = "eab-3:steps=60", 3, 8
 DEFAULT_METHODS = ("euler-maruyama", "pc", "ddpm", "ddim", "heun", "dpm++2m")
-_TRAINED = ("data", "process", "process_options", "predicts", "time_input", "network", "training", "seed", "conditional")
+_TRAINED = ("data", "process", "process_options", "predicts", "time_input", "network", "training", "seed", "conditional", "size")
 _TIME_SCALE: dict[str, float] = {"t": 10.0, "edm": 4.0}             # what brings a level to the span that the network resolves
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The score network, a residual MLP told the noise level.
+    """The score network, told the noise level.
 
     Args:
-        width: units in a layer.
-        depth: residual blocks of two layers each.
-        fourier: octaves of Fourier features of the points, which sharpen fine structure; 0 for none.
+        kind: mlp, a residual MLP for points and small images, or unet, for images.
+        width: units in a layer; of a unet, channels at the first resolution.
+        depth: residual blocks of two layers each; of a unet, at each resolution.
+        fourier: of an mlp, octaves of Fourier features of the points, which sharpen fine structure; 0 for none.
+        multipliers: of a unet, times as many channels at each of the resolutions.
+        attention: of a unet, heights at which pixels attend to each other.
+        patch: of a unet, side of the squares of pixels that it takes together.
     """
 
+    kind: str = "mlp"
     width: int = 64
     depth: int = 3
     fourier: int = 0
+    multipliers: list[int] = field(default_factory=list)
+    attention: list[int] = field(default_factory=list)
+    patch: int = 1
+
+    def build(self, event: tuple[int, ...], **options: Any) -> torch.nn.Module:
+        """The untrained network for events of a shape; ``options`` of both kinds. ValueError on a setting of the other kind."""
+        other = ("multipliers", "attention", "patch") if choice("network.kind", self.kind, ("mlp", "unet")) == "mlp" else ("fourier",)
+        for name in other:
+            if (value := getattr(self, name)) != getattr(NetworkConfig(), name):
+                raise ValueError(f"network.{name}={value!r}: a network of kind {self.kind!r} has none; expected --network.kind "
+                                 f"{'unet' if self.kind == 'mlp' else 'mlp'} with it.")
+        if self.kind == "mlp":
+            return nets.MLP(event, self.width, self.depth, fourier=self.fourier, **options)
+        options |= {"attention": self.attention, "patch": self.patch}
+        return nets.UNet(event, self.width, self.multipliers or (1, 2, 2), self.depth, **options)
 
 
 @dataclass(frozen=True)
@@ -74,7 +94,8 @@ class Job:
 
     Args:
         data: what to learn: a toy (two-moons, swiss-roll, checkerboard, 8-gaussians, 25-gaussians, pinwheel, two-spirals, rings,
-            banana, funnel), "digits" (real 8x8 digits), or a .npy or .csv file with one point a row.
+            banana, funnel), "digits" (real, 8x8) or "mnist" (real, 28x28), a .npy or .csv file with one point a row, or a folder of
+            images.
         process: the forward process: vp, sub-vp, cosine, ve, edm, flow or ddpm.
         process_options: its parameters, as '{beta_max: 15}'.
         predicts: what the network predicts: eps, x0, v, score, velocity or edm.
@@ -82,7 +103,9 @@ class Job:
         network: The network.
         training: Its training.
         seed: of everything: data, first weights, training and samples.
-        conditional: learn the classes of the data too (digits; toys of several parts), for --class and --guidance of `sdediff sample`.
+        conditional: learn the classes of the data too (digits, mnist, folders in a folder, toys of several parts), for --class and
+            --guidance of `sdediff sample`.
+        size: the side in pixels to which a folder's images are brought, 32 where nothing is said.
     """
 
     data: str = "two-moons"
@@ -94,6 +117,7 @@ class Job:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
     conditional: bool = False
+    size: int | None = None
 
     @property
     def sde(self) -> SDE:
@@ -110,8 +134,8 @@ class Job:
         choice("time_input", self.time_input, ("lam", "t", "edm"))
         if self.conditional:
             dataset.labels_of("train", 0)       # refused where there are none
-        network = nets.MLP(dataset.event, self.network.width, self.network.depth, fourier=self.network.fourier, seed=self.seed,
-                           classes=dataset.classes if self.conditional else None, time_scale=_TIME_SCALE.get(self.time_input, 1.0))
+        network = self.network.build(dataset.event, seed=self.seed, time_scale=_TIME_SCALE.get(self.time_input, 1.0),
+                                     classes=len(dataset.classes) if self.conditional else None)
         return from_network(network, self.predicts, time_input=self.time_input, sigma_data=round(float(dataset.train.std()), 3))
 
 
@@ -177,8 +201,13 @@ def train(job: Job, out: Path, dataset: Dataset, *, progress: bool = True, ranks
     score = job.score(dataset)
     return training.train(dataclasses.replace(score, network=score.network.to(device)), job.sde, dataset.train,   # type: ignore[attr-defined]
                           dataclasses.replace(job.training, seed=job.seed), conditions={"y": dataset.labels} if job.conditional else None,
-                          null={"y": dataset.classes} if job.conditional else None, checkpoint=out / CHECKPOINT, resume=True,
+                          null={"y": len(dataset.classes)} if job.conditional else None, checkpoint=out / CHECKPOINT, resume=True,
                           progress=progress, group=ranks.group)
+
+
+def data_of(config: dict[str, Any]) -> Dataset:
+    """The data of a run's config."""
+    return load(config["data"], seed=config.get("seed", 0), size=config.get("size"))
 
 
 def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
@@ -412,21 +441,29 @@ def guided(score: NetworkScore, drop: float, n: int, labels: Sequence[int] | Non
     return (score if scale == 1 else classifier_free(score, scale)).condition(y=y)
 
 
-def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *, labels: Sequence[int] | None = None,
-         guide: float | None = None, chunk: int | None = None, overwrite: bool = False, progress: bool = False, ranks: Ranks = ALONE,
-         device: torch.device | str = "cpu") -> Path:
-    """Draw n samples from a trained run, in the units of its data, into a .npy or .csv file; returns its path. They are drawn in
-    chunks, so that memory does not grow with n. ``labels``: of a conditional run, the classes to draw from, one after the other;
-    ``guide``: the scale of classifier-free guidance (default: 1, none). ``ranks`` share the chunks of a .npy file; one that was interrupted
+PICTURES = (".png", ".gif")
+
+
+def draw(run: Path, entry: Entry, n: int | None, seed: int, out: Path | None = None, *, labels: Sequence[str] | None = None,
+         guide: float | None = None, sheet: tuple[int, int] | None = None, chunk: int | None = None, overwrite: bool = False,
+         progress: bool = False, ranks: Ranks = ALONE, device: torch.device | str = "cpu") -> Path:
+    """Draw n samples from a trained run, in the units of its data, into a .npy or .csv file, or into a picture: .png, the samples, or .gif,
+    their way from noise. Returns its path. Numbers are drawn in chunks, so that memory does not grow with n. ``labels``: of a conditional
+    run, the classes to draw from, one after the other; ``guide``: the scale of classifier-free guidance (default: 1, none); ``sheet``: rows
+    and columns of a picture of images, which is then what is written. ``ranks`` share the chunks of a .npy file; one that was interrupted
     goes on."""
-    import numpy as np
     config, checkpoint, score = read(run)
-    dataset = load(config["data"], seed=config.get("seed", 0))
-    of = "" if labels is None else f"-class{'-'.join(map(str, labels))}" + (f"-guidance{guide:g}" if guide is not None else "")
-    path = out or run / "samples" / f"{entry.label.replace(':', '-').replace('/', '-')}{of}-seed{seed}.npy"
-    if path.suffix not in (".npy", ".csv")[:1 if ranks.size > 1 else 2]:
+    data = data_of(config)
+    of = "" if labels is None else f"-class{'-'.join(labels)}" + (f"-guidance{guide:g}" if guide is not None else "")
+    suffix = ".npy" if sheet is None else ".png"
+    path = out or run / "samples" / f"{entry.label.replace(':', '-').replace('/', '-')}{of}-seed{seed}{suffix}"
+    if path.suffix not in (".npy", ".csv", *PICTURES)[:1 if ranks.size > 1 else 4]:
         raise ValueError(f"out='{path}': expected a file that ends in .npy"
-                         + (", which processes can share." if ranks.size > 1 else " or .csv."))
+                         + (", which processes can share." if ranks.size > 1 else ", .csv, .png or .gif."))
+    n, sheet = _laid(data, path, n, sheet)
+    if path.suffix == ".gif" and entry.on(checkpoint.sde, score).solver.adaptive:
+        raise ValueError(f"method={entry.label!r}, out='{path}': it chooses its own steps, of which an animation cannot be made; expected "
+                         "another method.")
 
     def place() -> None:
         if path.exists() and not overwrite:
@@ -435,14 +472,50 @@ def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *,
 
     ranks.first(place)
     score = dataclasses.replace(score, network=score.network.to(device))                    # type: ignore[attr-defined]
-    score = guided(score, checkpoint.config.drop, n, labels, guide)
-    drawn = sampling.chunked(checkpoint.sde, score, shape=(n, *dataset.event), method=entry.on(checkpoint.sde, score), seed=seed,
-                             chunk=chunk, group=ranks.group, **entry.budget).then(dataset.restore, torch.float64)
+    score = guided(score, checkpoint.config.drop, n, None if labels is None else [data.label_of(label) for label in labels], guide)
+    sde, shape = checkpoint.sde, (n, *data.event)
+    if path.suffix == ".gif":
+        info = entry.draw(sde, score, shape, seed, record=True, progress=progress)
+        plots.trajectory(path, sde, [plots.Track(f"{entry.label}, NFE {info.nfe}", info.times, info.trajectory.cpu())],   # type: ignore
+                         data.held_out(min(4000, data.limit or 4000)), sheet=sheet or (8, 8))
+        return path
+    drawn = sampling.chunked(sde, score, shape=shape, method=entry.on(sde, score), seed=seed, chunk=chunk, group=ranks.group,
+                             **entry.budget).then(data.restore, torch.float64)
     if path.suffix == ".npy":
         drawn.write(path, overwrite=overwrite, progress=progress)
-        return path
+    elif path.suffix == ".csv":
+        _table(path, data.axes, drawn, progress)
+    else:
+        x = torch.cat(list(drawn.each(progress)))
+        if sheet is not None:
+            plots.sheet(x, sheet).save(path)
+        else:
+            plots.samples([plots.Panel("data", data.restore(data.held_out(min(n, data.limit or n))), "held out"),
+                           plots.Panel(entry.label, x)], axes=data.axes).savefig(path)
+    return path
+
+
+def _laid(data: Dataset, path: Path, n: int | None, sheet: tuple[int, int] | None) -> tuple[int, tuple[int, int] | None]:
+    """How many samples a file holds, and the rows and columns of a picture of images."""
+    picture = path.suffix in PICTURES
+    if sheet is not None and not (picture and data.is_image):
+        raise ValueError(f"grid='{sheet[0]}x{sheet[1]}': a sheet of images; expected a run of images, and a picture, --out x.png or x.gif "
+                         f"({'out=' + repr(str(path)) if data.is_image else data.name + ' are points'}).")
+    if not (picture and data.is_image):
+        return n or (600 if path.suffix == ".gif" else 4000), None
+    if sheet is None:
+        columns = 8 if n is None else math.ceil(math.sqrt(n))
+        sheet = (8 if n is None else -(-n // columns), columns)
+    elif n is not None and n != sheet[0] * sheet[1]:
+        raise ValueError(f"n={n}, grid='{sheet[0]}x{sheet[1]}': a sheet of {sheet[0] * sheet[1]} images; expected one of them.")
+    return n or sheet[0] * sheet[1], sheet
+
+
+def _table(path: Path, axes: Sequence[str], drawn: Any, progress: bool) -> None:
+    """A .csv file, which appears whole or not at all."""
+    import numpy as np
     plain = str.maketrans("", "", "${}_")                                                   # the plots' $x_{1}$ is x1 in a file
-    names = ",".join(axis.translate(plain) if axis.startswith("$") else axis for axis in dataset.axes)
+    names = ",".join(axis.translate(plain) if axis.startswith("$") else axis for axis in axes)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "w", encoding="utf-8") as file:
@@ -452,4 +525,3 @@ def draw(run: Path, entry: Entry, n: int, seed: int, out: Path | None = None, *,
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    return path

@@ -44,6 +44,91 @@ def test_digits():
         d.fresh(10, 1)
 
 
+def test_mnist():
+    d = data.load("mnist", seed=1)
+    assert d.event == (1, 28, 28) and (len(d.train), d.limit) == (3000, 1000) and d.classes == tuple("0123456789")
+    assert d.train.min() == -1 and d.train.max() == 1 and d.bins[0] == 256
+    k = (d.train.double() - d.bins[1]) / (d.bins[2] - d.bins[1]) * 256 - 0.5                  # pixels are centres of their bins
+    assert float((k - k.round()).abs().max()) < 1e-4 and int(k.max().round()) == 255
+    assert torch.bincount(torch.cat([d.labels, d.labels_of("held-out", 1000), d.labels_of("fresh-0", 1000)])).tolist() == [500] * 10
+    near = torch.cdist(d.held_out(200).flatten(1), d.train.flatten(1)).argmin(1)
+    assert float((d.labels[near] == d.labels_of("held-out", 200)).double().mean()) > 0.85
+
+
+# -- folders of images -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def pictures(tmp_path):
+    """A folder of 24 images of 20x30 pixels, each of one colour, kind and size of file differ."""
+    from PIL import Image
+    for k in range(24):
+        Image.new("RGB", (30, 20 + k % 3), (10 * k, 255 - 10 * k, 7)).save(tmp_path / f"{k:02d}.{('png', 'bmp', 'tiff')[k % 3]}")
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / ".hidden.png").write_text("no image either")
+    return tmp_path
+
+
+def test_a_folder_of_images(pictures):
+    d = data.load(str(pictures), size=8)
+    assert d.event == (3, 8, 8) and (len(d.train), d.limit) == (14, 5) and d.classes == () and d.name == pictures.name
+    assert data.load(pictures).event == (3, 32, 32)
+    every = torch.cat([d.train, d.held_out(5), d.fresh(5)])
+    assert torch.equal(every, every[:, :, :1, :1].expand_as(every))                            # one colour each
+    red = ((every[:, 0, 0, 0] + 1) * 127.5).round().sort().values
+    assert red.tolist() == [10 * k for k in range(24)] and torch.equal(every[:, 2], torch.full_like(every[:, 2], 2 * 7 / 255 - 1))
+    with pytest.raises(ValueError, match="has no labels"):
+        d.labels  # noqa: B018
+
+
+def test_the_middle_square_is_kept_and_grey_images_have_one_channel(tmp_path):
+    from PIL import Image
+    picture = np.zeros((20, 40), np.uint8)
+    picture[:, 10:30] = np.repeat([0, 255], 10)
+    for k in range(20):
+        Image.fromarray(picture).save(tmp_path / f"{k}.png")
+    d = data.load(tmp_path, size=4)
+    assert d.event == (1, 4, 4)
+    assert bool((d.train[..., :2] < -0.8).all()) and bool((d.train[..., 2:] > 0.8).all())
+
+
+def test_folders_in_a_folder_are_classes(pictures):
+    for k, f in enumerate(sorted(f for f in pictures.iterdir() if f.suffix != ".txt" and not f.name.startswith("."))):
+        kind = pictures / ("cats", "dogs")[k % 2]
+        kind.mkdir(exist_ok=True)
+        f.rename(kind / f.name)
+    d = data.load(pictures, size=4)
+    assert d.classes == ("cats", "dogs") and (d.label_of("dogs"), d.label_of("0")) == (1, 0)
+    for part, x in (("train", d.train), ("held-out", d.held_out(5)), ("fresh-0", d.fresh(5))):
+        number = ((x[:, 0, 0, 0] + 1) * 12.75).round().long()
+        assert torch.equal(d.labels_of(part, len(x)), number % 2)
+    for name in ("birds", "2", "-1"):
+        with pytest.raises(ValueError, match=f"class='{name}': .* has the classes cats, dogs"):
+            d.label_of(name)
+    (pictures / "cats" / "00.png").rename(pictures / "00.png")
+    with pytest.raises(ValueError, match=r"'00\.png' lies beside the folder 'cats'"):
+        data.load(pictures)
+
+
+def test_names_come_before_folders(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    assert data.load("digits").event == (1, 8, 8)
+    with pytest.raises(ValueError, match="holds 0 images; expected at least 20"):
+        data.load("./digits")
+
+
+@pytest.mark.parametrize("call, words", [
+    (lambda p: data.load("digits", size=16), "size=16: data='digits' have a size of their own"),
+    (lambda p: data.load(p, size=0), "size=0"),
+    (lambda p: ((p / "05.png").write_bytes(b"not an image"), data.load(p)), "'05.png' cannot be read"),
+    (lambda p: ((p / "03.png").write_bytes((p / "03.png").read_bytes()[:60]), data.load(p)), "'03.png' cannot be read"),
+    (lambda p: data.load("two-moons").label_of("2"), "class='2': two-moons has the classes 0, 1"),
+    (lambda p: data.load("funnel").label_of("0"), "class='0': funnel has no classes"),
+])
+def test_refusals_of_images(pictures, call, words):
+    with pytest.raises(ValueError, match=words):
+        call(pictures)
+
+
 def test_npy_is_split_and_standardised(tmp_path, points):
     d = data.load(_file(tmp_path, "p.npy", points))
     assert (len(d.train), d.limit) == (60, 20)

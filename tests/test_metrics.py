@@ -478,6 +478,43 @@ def test_the_interval_of_a_floor_is_students_without_skewness_and_follows_the_da
     assert metrics._hall([1.0, 3.0]) == metrics._student([1.0, 3.0])
 
 
+# -- neighbours ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("k", [1, 3])
+def test_neighbours_against_scikit_learn_and_plain_loops(k):
+    from sklearn.neighbors import NearestNeighbors
+    x, y = _normals(60, 3, 0, 0.5), _normals(80, 3, 1)
+    found = NearestNeighbors().fit(y.numpy())
+    assert np.allclose(metrics.nearest(x, y, k), found.kneighbors(x.numpy(), k)[0][:, -1])
+    assert np.allclose(metrics.nearest(y, y, k), found.kneighbors(y.numpy(), k + 1)[0][:, -1])
+    radius = {"x": metrics.nearest(x, x, k), "y": metrics.nearest(y, y, k)}
+    share = lambda a, b, r: float(np.mean([any((p - q).norm() <= s for q, s in zip(b, r)) for p in a]))
+    precision, recall = metrics.precision_recall(x, y, k)
+    assert (precision.value, recall.value) == (share(x, y, radius["y"]), share(y, x, radius["x"]))
+    low, high = scipy.stats.binomtest(round(60 * precision.value), 60).proportion_ci(method="wilson")
+    assert precision == pytest.approx((precision.value, low, high), abs=1e-12)
+
+
+def test_precision_falls_with_quality_and_recall_with_variety():
+    y = torch.cat([_normals(300, 2, 0), _normals(300, 2, 1, 20.0)])
+    fresh = metrics.precision_recall(torch.cat([_normals(300, 2, 2), _normals(300, 2, 3, 20.0)]), y)
+    one = metrics.precision_recall(_normals(600, 2, 2), y)                                      # a mode is missing
+    wide = metrics.precision_recall(4 * _normals(600, 2, 2), y)
+    assert min(fresh).value > 0.9 and one[0].value > 0.9 and 0.4 < one[1].value <= 0.5 and wide[0].value < 0.4
+
+
+def test_copies_are_told_from_fresh_samples():
+    """The value is Mann and Whitney's; fresh samples are at 1/2 within the interval at the rate it claims, copies at 1."""
+    train, fresh, held = _normals(200, 3, 0), _normals(50, 3, 1), _normals(70, 3, 2)
+    u = scipy.stats.mannwhitneyu(metrics.nearest(held, train), metrics.nearest(fresh, train)).statistic
+    assert metrics.copying(fresh, train, held).value == pytest.approx(u / (50 * 70), abs=1e-12)
+    assert metrics.copying(train[:50], train, held) == (1, 1, 1)
+    half = metrics.copying(torch.cat([train[:25], fresh[:25]]), train, held)
+    assert half.low > 0.6
+    assert metrics.copying(held, train, held).value == 0.5
+    found = [metrics.copying(_normals(100, 3, 3 * s + 10), _normals(150, 3, 3 * s + 11), _normals(120, 3, 3 * s + 12)) for s in range(200)]
+    assert fewest(200) <= covered(found, 0.5) <= most(200)
+
+
 # -- invariances, shapes, refusals --------------------------------------------------------------------------------------
 @pytest.mark.parametrize("metric", [metrics.sliced_w2, metrics.energy_distance, lambda x, y: metrics.mmd(x, y, bandwidth=1.0),
                                     lambda x, y: metrics.w2(x, y, size=200)], ids=["sliced", "energy", "mmd", "w2"])
@@ -558,6 +595,11 @@ def test_an_interval_ends_where_the_test_rejects(v, slope, second):
     (lambda x: metrics.compare(x[0], OVERLAP), "leading batch axis"),
     (lambda x: metrics.modes(x, OVERLAP, sdediff.VPSDE().at(torch.rand(10, 1))), "one level"),
     (lambda x: metrics.floor(metrics.w2, OVERLAP, 20, draws=1), "draws=1"),
+    (lambda x: metrics.nearest(x, x, 10), "k=10.*x itself"),
+    (lambda x: metrics.nearest(x, x[:2], 3), "k=3"),
+    (lambda x: metrics.precision_recall(x, x[:, :1]), "one shape"),
+    (lambda x: metrics.precision_recall(x, x[:3]), "k=3"),
+    (lambda x: metrics.copying(x, x, x[:1]), "at least two of each"),
 ])
 def test_refusals(call, words):
     with pytest.raises((ValueError, TypeError), match=words):

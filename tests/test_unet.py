@@ -7,6 +7,7 @@ from sdediff.nets import UNet, _Attention, build
 from sdediff.training import TrainingConfig, train
 
 KINDS = {"grey": ((1, 28, 28), {"attention": (7,), "classes": 10}), "odd": ((3, 7, 5), {"embedding": 4}), "one": ((2, 4, 4), {"multipliers": (1,)}),
+         "patches": ((3, 12, 8), {"patch": 4, "attention": (2,), "classes": 2}),
          "deep": ((1, 16, 16), {"multipliers": (1, 2, 2, 4), "blocks": 2, "attention": (2, 4), "classes": 3, "embedding": 5})}
 
 
@@ -74,7 +75,7 @@ def test_a_run_of_it_learns_and_samples():
 
 @pytest.mark.parametrize(("make", "said"), [
     (lambda: UNet((28, 28)), r"event=\(28, 28\)"), (lambda: UNet((1, 8, 8), 12), "width=12"), (lambda: UNet((1, 8, 8), attention=(3,)), "attention="),
-    (lambda: UNet((1, 8, 8), multipliers=()), "multipliers="), (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 9), torch.zeros(2)), "x.shape="),
+    (lambda: UNet((1, 8, 8), multipliers=()), "multipliers="), (lambda: UNet((1, 8, 6), patch=4), "patch=4"), (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 9), torch.zeros(2)), "x.shape="),
     (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 8), torch.zeros(2), y=1), "y was given"),
     (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 8), torch.zeros(2), e=torch.zeros(2, 3)), "e was given"),
     (lambda: UNet((1, 8, 8), 8, embedding=3)(torch.zeros(2, 1, 8, 8), torch.zeros(2), e=torch.zeros(2, 4)), "e.shape="),

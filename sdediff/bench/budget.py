@@ -317,11 +317,10 @@ def measure(model: str | Path | tuple[SDE, Score], target: Target | None = None,
     integer("seed", seed, 0)
     name = "a model"
     if isinstance(model, (str, Path)):
-        from ..data import load
         config, checkpoint, network = runs.read(Path(model))
         pair: tuple[SDE, Score] = checkpoint.sde, network
         name = Path(model).resolve().name
-        target = target or load(config["data"], seed=config.get("seed", 0)).target
+        target = target or runs.data_of(config).target
         if target is None:
             raise ValueError(f"run='{model}' was trained on {config['data']!r}, whose law is not known; expected one of the toys, or "
                              "target=, an exact law in the network's units.")

@@ -41,7 +41,7 @@ COMPARE = """examples:
   sdediff compare --resume                     go on after an interruption; with other --methods: without training again
   sdediff compare --print_config > job.yaml    every setting, to be edited, then: sdediff compare --config job.yaml
 
-The settings below are those for points; digits, and the processes ve, edm and flow, bring defaults of their own:
+The settings below are those for points; images, and the processes ve, edm and flow, bring defaults of their own:
 sdediff compare --data digits --print_config shows them."""
 TRAIN = """examples:
   sdediff train --data swiss-roll && sdediff sample runs/swiss-roll --method dpm++2m --steps 15
@@ -156,8 +156,9 @@ def _job_parser(argv: Sequence[str], description: str, epilog: str, name: str) -
     parser.add_class_arguments(Job, skip={"data", "seed"})
     parser.link_arguments("seed", "training.seed")
     if argv[:1] == [name]:
-        said = _said(argv, ("data", "process", "conditional"))
-        parser.set_defaults(preset(said.get("data", "two-moons"), said.get("process", "vp"), said.get("conditional", "").lower() == "true"))
+        said = _said(argv, ("data", "process", "conditional", "size"))
+        parser.set_defaults(preset(said.get("data", "two-moons"), said.get("process", "vp"), said.get("conditional", "").lower() == "true",
+                                   int(said["size"]) if said.get("size", "").isdecimal() else None))
     return parser
 
 

@@ -92,6 +92,14 @@ class Dataset:
         """From the user's units to the network's, float32."""
         return ((x - self.mean) / self.scale).float()
 
+    def quantise(self, z: Tensor) -> Tensor:
+        """z, of data on a lattice the nearest point of it: what undoes dequantisation (``training.dequantise``)."""
+        if self.bins is None:
+            return z
+        levels, low, high = self.bins
+        width = (high - low) / levels
+        return (((z.double() - low) / width).floor().clamp(0, levels - 1) * width + low + width / 2).to(z)
+
     def restore(self, z: Tensor) -> Tensor:
         """From the network's units to the user's, float64 (a column may have a large offset and a small spread)."""
         return z.double().cpu() * self.scale + self.mean

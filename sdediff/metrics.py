@@ -446,6 +446,17 @@ def mode_test(x: Tensor, mixture: GaussianMixture, level: NoiseLevel | None = No
     return ChiSquare(statistic, len(w) - 1, float(chdtrc(len(w) - 1, statistic)) if len(w) > 1 else 1.0)
 
 
+# -- pictures -----------------------------------------------------------------------------------------------------------
+def psnr(x: Tensor, y: Tensor, span: float = 2.0) -> Tensor:
+    """The peak signal-to-noise ratio (n,) in dB, 10 log10(span^2/mean |x - y|^2), of images x (n, *D), cut to [-span/2, span/2], against y
+    (n, *D) or one picture (1, *D). Infinite where they are equal."""
+    half = real("span", span, 0.0, low_open=True) / 2
+    a, b = _pair(x, y)
+    if len(b) not in (1, len(a)):
+        raise ValueError(f"y.shape={tuple(y.shape)}: expected a picture for each of the {len(a)} samples, or one for all.")
+    return 10 * torch.log10(span**2 / (a.clamp(-half, half) - b).square().mean(1))
+
+
 # -- neighbours ---------------------------------------------------------------------------------------------------------
 def nearest(x: Tensor, y: Tensor, k: int = 1) -> Tensor:
     """The distance (n,) of each sample x (n, *D) from its k-th nearest of y (m, *D), float64; where y is x: of the others. k of them at

@@ -65,22 +65,24 @@ def _figure(width: float, height: float, **options: Any) -> Figure:
 
 
 # -- samples -------------------------------------------------------------------------------------------------------------------
-def samples(panels: Sequence[Panel], *, floor: Estimate | None = None, axes: Sequence[str] = (), heading: str = "") -> Figure:
+def samples(panels: Sequence[Panel], *, floor: Estimate | None = None, axes: Sequence[str] = (), heading: str = "",
+            columns: int | None = None, sheet: int = 8) -> Figure:
     """Small multiples on common axes, the first panel in grey (the data), and the distances in a chart of their own.
 
     ``floor``: the distance of fresh data, drawn as a line with its standard error. ``axes``: the coordinates' names, in the data's units.
+    ``columns``: panels in a row; ``sheet``: images in a panel's.
     """
     first = panels[0].x
     measured = [p for p in panels if p.distance is not None]
     count = len(panels) + bool(measured)
-    columns = count if count <= 4 else math.ceil(count / 2) if count <= 10 else math.ceil(math.sqrt(1.6 * count))
+    columns = columns or (count if count <= 4 else math.ceil(count / 2) if count <= 10 else math.ceil(math.sqrt(1.6 * count)))
     rows = math.ceil(count / columns)
     with _style():
         bounds = _bounds(first)
         figure = _figure(2.45 * columns, (2.1 * _shape(bounds) + 0.58) * rows + 0.35 + 0.3 * bool(heading))
         grid = figure.subplots(rows, columns, squeeze=False).ravel()
         for i, (ax, panel) in enumerate(zip(grid, panels)):
-            _draw(ax, panel.x, bounds, colour=MUTED if i == 0 else BLUE, reference=None if i == 0 else first)
+            _draw(ax, panel.x, bounds, colour=MUTED if i == 0 else BLUE, reference=None if i == 0 else first, sheet=sheet)
             ax.set_title(panel.title, loc="left", fontweight="bold", pad=16, fontsize=_fitting(panel.title, 10))
             ax.text(0, 1.022, panel.note, transform=ax.transAxes, fontsize=8, color=MUTED, va="bottom")
             outer = i // columns == rows - 1
@@ -130,9 +132,10 @@ def _shape(bounds: list[tuple[float, float]]) -> float:
     return ratio if 0.55 < ratio < 1.5 else 1.0
 
 
-def _draw(ax: Axes, x: Tensor, bounds: list[tuple[float, float]], *, colour: str = BLUE, reference: Tensor | None = None) -> None:
+def _draw(ax: Axes, x: Tensor, bounds: list[tuple[float, float]], *, colour: str = BLUE, reference: Tensor | None = None,
+          sheet: int = 8) -> None:
     if x.ndim == 4:
-        _show(ax, x, 8)
+        _show(ax, x, sheet)
     elif x.shape[1] == 1:
         edges = np.linspace(*bounds[0], 61)
         if reference is not None:

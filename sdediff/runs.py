@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import metrics, nets, plots, sampling, training
 from .contracts import choice, integer, real
-from .data import Dataset, load
+from .data import IMAGE, Dataset, is_folder, load
 from .guidance import classifier_free
 from .metrics import Estimate
 from .ranks import ALONE, Ranks
@@ -139,12 +139,18 @@ class Job:
         return from_network(network, self.predicts, time_input=self.time_input, sigma_data=round(float(dataset.train.std()), 3))
 
 
-def preset(data: str, process: str, conditional: bool = False) -> dict[str, Any]:
-    """Defaults that suit a dataset and a process, by dotted name; what the user says comes first."""
+def preset(data: str, process: str, conditional: bool = False, size: int | None = None) -> dict[str, Any]:
+    """Defaults that suit a dataset (of a folder of images: at a size) and a process, by dotted name; what the user says comes first."""
     chosen: dict[str, Any] = {"training.steps": 4000, "training.batch": 512, "training.lr": 3e-3}
     if data == "digits":
         chosen |= {"network.width": 320, "network.depth": 3, "predicts": "v", "training.weighting": "v", "training.steps": 6000,
                    "training.batch": 256, "training.lr": 1e-3}
+    if data == "mnist" or is_folder(data):
+        side = 28 if data == "mnist" else size or IMAGE
+        patch = next((p for p in (8, 4, 2) if side % p == 0 and side // p >= 14), 1)               # 14 to 28 pixels or patches a side
+        chosen |= {"network.kind": "unet", "network.width": 32, "network.depth": 1, "network.multipliers": [1, 2, 2],
+                   "network.attention": [-(-side // (2 * patch))], "network.patch": patch, "predicts": "v", "training.weighting": "v",
+                   "training.steps": 2500, "training.batch": 64, "training.lr": 2e-3, "training.ema": 0.995}
     if process == "flow":
         chosen |= {"predicts": "velocity", "time_input": "t", "training.weighting": "velocity"}
     if process in ("ve", "edm"):

@@ -44,6 +44,15 @@ def test_digits():
         d.fresh(10, 1)
 
 
+def test_quantisation_undoes_dequantisation_and_leaves_points():
+    d = data.load("digits")
+    noise = torch.rand(d.train.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    assert torch.equal(d.quantise(d.train), d.train) and torch.equal(d.quantise(d.train + 0.999 * noise * 2 / 16), d.train)
+    assert d.quantise(torch.tensor([-3.0, 3.0])).tolist() == [-1, 1]
+    moons = data.load("two-moons")
+    assert torch.equal(moons.quantise(moons.train), moons.train)
+
+
 def test_mnist():
     d = data.load("mnist", seed=1)
     assert d.event == (1, 28, 28) and (len(d.train), d.limit) == (3000, 1000) and d.classes == tuple("0123456789")

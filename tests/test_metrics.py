@@ -478,6 +478,15 @@ def test_the_interval_of_a_floor_is_students_without_skewness_and_follows_the_da
     assert metrics._hall([1.0, 3.0]) == metrics._student([1.0, 3.0])
 
 
+# -- pictures -----------------------------------------------------------------------------------------------------------
+def test_psnr():
+    """Of a constant error d on a span of 2: 20 log10(2/d); values beyond the span count as its ends."""
+    y = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    assert metrics.psnr(torch.cat([y + 0.02, y - 0.2, y]), y).tolist() == pytest.approx([40, 20, math.inf], abs=1e-4)
+    assert metrics.psnr(torch.full((2, 4), 7.0), torch.ones(2, 4)).tolist() == [math.inf] * 2
+    assert metrics.psnr(100 * y + 1, 100 * y, span=255).tolist() == pytest.approx([20 * math.log10(255)], abs=1e-4)
+
+
 # -- neighbours ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("k", [1, 3])
 def test_neighbours_against_scikit_learn_and_plain_loops(k):
@@ -600,6 +609,8 @@ def test_an_interval_ends_where_the_test_rejects(v, slope, second):
     (lambda x: metrics.precision_recall(x, x[:, :1]), "one shape"),
     (lambda x: metrics.precision_recall(x, x[:3]), "k=3"),
     (lambda x: metrics.copying(x, x, x[:1]), "at least two of each"),
+    (lambda x: metrics.psnr(x, x[:3]), "or one for all"),
+    (lambda x: metrics.psnr(x, x, span=0.0), "span=0.0"),
 ])
 def test_refusals(call, words):
     with pytest.raises((ValueError, TypeError), match=words):

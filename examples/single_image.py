@@ -93,7 +93,7 @@ def main(out: Path = Path("runs/single-image"), quick: bool = False, device: str
     below = [plots.Panel("the slip: 1/alpha", wrong.cpu(), f"{STEPS} calls, {decibels:.1f} dB"), plots.Panel("noise", start.cpu()), *below]
     heading = f"One network, trained on one picture: from step {SEEN} (above) and from noise (below)"
     plots.samples([*above, *below], columns=len(above), heading=heading).savefig(out / "denoised.png")
-    plots.trajectory(out / "denoising.gif", sde, tracks, x0.cpu(), sheet=(1, 1))
+    plots.trajectory(out / "denoising.gif", sde, tracks, x0.cpu(), sheet=(1, 1), frames=36)
     print(f"{out}: " + ", ".join(sorted(p.name for p in out.iterdir())))
 
 

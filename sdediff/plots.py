@@ -222,7 +222,7 @@ def trajectory(path: str | Path, sde: SDE, tracks: Sequence[Track], data: Tensor
         wide, high = 2.5, 2.5
         if data.ndim == 4:                                         # an image's pixel is a pixel or more
             rows, columns = min(sheet[0], -(-len(tracks[0].states[0]) // sheet[1])), min(sheet[1], len(tracks[0].states[0]))
-            wide = max(2.5, columns * (data.shape[3] + 1) / 100)
+            wide = max(2.5, 5.0 / len(tracks), columns * (data.shape[3] + 1) / 100)
             high = wide * rows * data.shape[2] / (columns * data.shape[3])
         figure = _figure(wide * len(tracks), high + 0.5, dpi=100)
         axes = figure.subplots(1, len(tracks), squeeze=False)[0]

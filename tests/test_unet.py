@@ -73,6 +73,27 @@ def test_a_run_of_it_learns_and_samples():
     assert float((x - picture).square().mean().sqrt()) < 0.3 * float(picture.square().mean().sqrt())
 
 
+def test_another_library_s_unet_through_the_same_adapter():
+    """diffusers' network, by class, sampled here and by its own scheduler: one chain, one answer; every other method takes it too."""
+    from diffusers import DDIMScheduler, UNet2DModel
+    torch.manual_seed(0)
+    net = UNet2DModel(8, 2, 2, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, num_class_embeds=3, attention_head_dim=8,
+                      down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D")).double().eval()
+    betas = torch.linspace(1e-4, 0.02, 50, dtype=torch.float64)
+    sde, y = sdediff.VPSDE.from_betas(betas), torch.tensor([2, 0, 1])
+    score = sdediff.from_network(lambda x, c, y: net(x, c, class_labels=y).sample, "eps", time_input="index")
+    start = torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    x = sdediff.sample(sde, score, x_init=start, method="ddim", steps=50, conditions={"y": y})
+    theirs, scheduler = start, DDIMScheduler(50, trained_betas=betas.numpy(), clip_sample=False)
+    scheduler.set_timesteps(50)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            theirs = scheduler.step(net(theirs, t, class_labels=y).sample, t, theirs).prev_sample
+    assert float((x - theirs).abs().max()) < 1e-5           # the scheduler's table of abar is of single precision
+    for method in ("dpm++2m", "sa-solver", "heun"):
+        assert sdediff.sample(sde, score, x_init=start, method=method, nfe=6, seed=0, conditions={"y": y}).isfinite().all()
+
+
 @pytest.mark.parametrize(("make", "said"), [
     (lambda: UNet((28, 28)), r"event=\(28, 28\)"), (lambda: UNet((1, 8, 8), 12), "width=12"), (lambda: UNet((1, 8, 8), attention=(3,)), "attention="),
     (lambda: UNet((1, 8, 8), multipliers=()), "multipliers="), (lambda: UNet((1, 8, 6), patch=4), "patch=4"), (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 9), torch.zeros(2)), "x.shape="),

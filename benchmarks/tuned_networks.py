@@ -34,7 +34,7 @@ def main() -> None:
     for run in given.runs:
         methods = {m.calls: m for m in evaluate.tune(run, given.nfe, starts=2, iterations=given.iterations, progress=sys.stderr.isatty())}
         config, checkpoint, score = runs.read(run)
-        data, sde = runs.data_of(config), checkpoint.sde
+        data, sde = runs.data_of(config, checkpoint), checkpoint.sde
         n = min(data.limit or 4000, 4000)
         held = data.held_out(n)
         floor = metrics.sliced_w2(data.train[:n], held)

@@ -3,7 +3,7 @@ r"""Real digits by class: trained, sampled, steered, filled in, joined, and grad
 A network learns the score of digits and of each of their classes (one in ten labels is dropped), and is sampled by DDPM and by fast
 methods. Two ways to steer it towards a class: without a classifier, s(x) + w (s(x|y) - s(x)) (Ho & Salimans 2022), and with one of noised
 digits, s(x) + w grad log p(y|x_t) (Dhariwal & Nichol 2021), which takes a larger w, for a classifier
-of much noise hardly commits itself. Steering buys accuracy with variety, which the table shows in numbers:
+of much noise hardly commits itself. Steering may buy accuracy with variety; the table says it in numbers:
 
     accuracy    share of samples that a support vector machine, trained on real digits alone, takes for the class that was asked for
     precision   share of samples that lie among real held-out digits, recall the reverse (Kynkaanniemi et al. 2019)
@@ -22,7 +22,6 @@ from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
-from sklearn.svm import SVC
 
 import sdediff
 from sdediff import evaluate, guidance, metrics, nets, plots, runs, training
@@ -71,12 +70,12 @@ def main(data: str = "digits", out: Path | None = None, quick: bool = False, dev
     n = 100 if quick else min(500, dataset.limit)
     held, fresh, y = dataset.held_out(dataset.limit), dataset.fresh(dataset.limit), torch.arange(n) % 10
     real, labels = torch.cat([dataset.train, fresh]), torch.cat([dataset.labels, dataset.labels_of("fresh-0", dataset.limit)])
-    judge = SVC(C=10.0).fit(real.flatten(1).numpy(), labels.numpy())
+    judge = metrics.judge(real, labels)
     lines = [f"{'':<30}{'calls':>6}{'seconds':>9}{'accuracy':>10}{'precision':>11}{'recall':>8}{'nearest':>15}   copying"]
     print(lines[0])
 
     def grade(title: str, work: str, x: torch.Tensor, judged: torch.Tensor, y: torch.Tensor) -> float:
-        right = float((judge.predict(judged.flatten(1).numpy()) == y.numpy()).mean())
+        right = float((judge(judged) == y).double().mean())
         (precision, recall), copied = metrics.precision_recall(x, held[:n]), metrics.copying(x, dataset.train, held)
         near, far = (metrics.nearest(x, other).median() for other in (dataset.train, held))
         lines.append(f"{title:<30}{work:>15}{right:>10.1%}{precision.value:>11.2f}{recall.value:>8.2f}{near:>8.2f},{far:>6.2f}   "

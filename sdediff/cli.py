@@ -156,9 +156,11 @@ def _job_parser(argv: Sequence[str], description: str, epilog: str, name: str) -
     parser.add_class_arguments(Job, skip={"data", "seed"})
     parser.link_arguments("seed", "training.seed")
     if argv[:1] == [name]:
-        said = _said(argv, ("data", "process", "conditional", "size"))
+        said = _said(argv, ("data", "process", "conditional", "size", "network.kind", "network.patch", "network.multipliers"))
         parser.set_defaults(preset(said.get("data", "two-moons"), said.get("process", "vp"), said.get("conditional", "").lower() == "true",
-                                   int(said["size"]) if said.get("size", "").isdecimal() else None))
+                                   int(said["size"]) if said.get("size", "").isdecimal() else None,
+                                   ["mlp"] if said.get("network.kind") == "mlp" else [k[8:] for k in said if k.startswith("network.")
+                                                                                      and k != "network.kind"]))
     return parser
 
 
@@ -276,7 +278,7 @@ def _interpolate_parser() -> ArgumentParser:
                      usage="sdediff interpolate RUN [options]")
     parser.add_argument("run", type=str, metavar="RUN", help="the folder of a trained run")
     parser.add_argument("--method", type=str, default="heun:steps=60,grid=logsnr", help="NAME or NAME:KEY=VALUE,..., see `sdediff methods`")
-    parser.add_argument("--n", type=int, default=5, help="pairs of samples")
+    parser.add_argument("--n", type=int | None, default=None, help="pairs of samples (default: 5, or as many as there are)")
     parser.add_argument("--points", type=int, default=9, help="of each way, the ends included")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     return _common(parser, progress=True)
@@ -380,14 +382,14 @@ def _begin(command: str, chosen: Namespace, parser: ArgumentParser,
     job = runs.Job(**{f.name: made[f.name] for f in dataclasses.fields(runs.Job)})
     dataset = data.load(job.data, seed=job.seed, size=job.size)
     job.score(dataset), job.sde
-    if job.data != dataset.name:
+    if not data.is_name(job.data):
         job = dataclasses.replace(job, data=str(Path(job.data).resolve()))
         chosen.data = job.data
-    out = Path(chosen.out or Path("runs") / Path(dataset.name).stem)
+    out = Path(chosen.out or Path("runs") / (dataset.name if data.is_folder(job.data) else Path(dataset.name).stem))
     own = ("config", "out", "resume", "overwrite", "traceback", "quiet", "device")
     kept = Namespace({k: v for k, v in vars(chosen).items() if k not in own})
     text = parser.dump(kept, skip_link_targets=True, skip_validation=True)
-    text = f"# sdediff {__version__}; again: {parser.prog} --config {out / runs.CONFIG} --out NEW\n{text}"
+    text = f"# sdediff {__version__}; again: sdediff {command} --config {out / runs.CONFIG} --out NEW\n{text}"
     processes.first(lambda: runs.prepare(out, text, resume=chosen.resume, overwrite=chosen.overwrite))
     return job, out, dataset
 
@@ -420,6 +422,8 @@ def _sample(chosen: Namespace, parser: ArgumentParser) -> int:
     from . import runs
     from .contracts import integer
     sheet = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", chosen.grid or "")
+    if sheet is None and chosen.grid and chosen.grid[0].isdecimal():
+        raise ValueError(f"grid={chosen.grid!r}: expected ROWSxCOLUMNS of images, as 8x8, or a grid of times, as karras.")
     entry = runs.Entry.parse(chosen.method, steps=chosen.steps, nfe=chosen.nfe, grid=None if sheet else chosen.grid)
     integer("n", 1 if chosen.n is None else chosen.n, 1), integer("seed", chosen.seed, 0)
     with ranks.job(chosen.device) as (processes, device):

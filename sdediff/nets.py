@@ -173,6 +173,8 @@ class UNet(_Conditioned):
         in patches. At patch = 2 a picture costs a quarter.
     frequencies, time_scale, classes, seed : as for ``MLP``.
     embedding : numbers in a condition e (B, embedding), as of a text or a picture; ``e=None`` is a learnt one. None: no such condition.
+    context : channels of a picture (B, context, H, W) that is given beside x, as a sketch or a smaller picture brought to its size;
+        ``context=None`` is a black one, 0 everywhere. None: no such condition.
 
     The width must be a multiple of 8 (group normalisation in groups of at least 8 channels). Raises TypeError or ValueError where an
     argument is not of its range.
@@ -180,7 +182,7 @@ class UNet(_Conditioned):
 
     def __init__(self, event: Sequence[int], width: int = 32, multipliers: Sequence[int] = (1, 2, 2), blocks: int = 1, *,
                  attention: Sequence[int] = (), patch: int = 1, frequencies: int = 16, time_scale: float = 1.0,
-                 classes: int | None = None, embedding: int | None = None, seed: int = 0) -> None:
+                 classes: int | None = None, embedding: int | None = None, context: int | None = None, seed: int = 0) -> None:
         super().__init__()
         self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(event))
         if len(self.event) != 3:
@@ -198,6 +200,7 @@ class UNet(_Conditioned):
             raise ValueError(f"attention={self.attention}, multipliers={self.multipliers}: expected at least one multiplier, and heights "
                              f"among {heights}.")
         self.embedding = None if embedding is None else integer("embedding", embedding, 1)
+        self.context = None if context is None else integer("context", context, 1)
         generator = self._prepare(self.width, frequencies, time_scale, classes, seed)
         level = 4 * self.width
         self.levels = nn.Sequential(_linear(self.features, level, generator), nn.SiLU(), _linear(level, level, generator), nn.SiLU())
@@ -205,7 +208,8 @@ class UNet(_Conditioned):
             self.absent = nn.Parameter(torch.zeros(self.embedding, device="cpu"))
             self.embed = _linear(self.embedding, level, generator)
         channels, skips, pixels = self.width, [self.width], self.event[0] * self.patch**2
-        self.enter, self.down, self.up = _conv(pixels, channels, 3, generator), nn.ModuleList(), nn.ModuleList()
+        given = pixels + (self.context or 0) * self.patch**2
+        self.enter, self.down, self.up = _conv(given, channels, 3, generator), nn.ModuleList(), nn.ModuleList()
         attend = lambda n, height: [_Attention(n, generator)] if height in self.attention else []
         for k, (m, height) in enumerate(zip(self.multipliers, heights)):
             if k:
@@ -226,12 +230,14 @@ class UNet(_Conditioned):
     @property
     def config(self) -> dict[str, Any]:
         """A JSON document of the constructor's arguments: ``build(network.config)`` is the untrained network."""
+        names = ("width", "blocks", "patch", "frequencies", "time_scale", "classes", "embedding", "context", "seed")
         return {"type": "UNet", "event": list(self.event), "multipliers": list(self.multipliers), "attention": list(self.attention)} | {
-            name: getattr(self, name) for name in ("width", "blocks", "patch", "frequencies", "time_scale", "classes", "embedding", "seed")}
+            name: getattr(self, name) for name in names}
 
-    def forward(self, x: Tensor, c: Tensor, y: Tensor | int | None = None, e: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), c (B,), y (B,) of labels or one label for all, e (B, embedding). Returns a tensor shaped as x. Raises ValueError
-        where a shape or a label does not fit."""
+    def forward(self, x: Tensor, c: Tensor, y: Tensor | int | None = None, e: Tensor | None = None,
+                context: Tensor | None = None) -> Tensor:
+        """x (B, C, H, W), c (B,), y (B,) of labels or one label for all, e (B, embedding), context (B, context, H, W). Returns a tensor
+        shaped as x. Raises ValueError where a shape or a label does not fit."""
         if x.shape[1:] != self.event:
             raise ValueError(f"x.shape={tuple(x.shape)}: expected (B, {', '.join(map(str, self.event))}).")
         level = self.levels(self._level(x, c, y))
@@ -242,6 +248,14 @@ class UNet(_Conditioned):
             level = level + self.embed(given.to(x.dtype))
         elif e is not None:
             raise ValueError("e was given to a network without an embedding; expected e=None, or UNet(..., embedding=...).")
+        if self.context is not None:
+            shape = (len(x), self.context, *x.shape[2:])
+            beside = x.new_zeros(shape) if context is None else context.to(x.dtype)
+            if beside.shape != shape:
+                raise ValueError(f"context.shape={tuple(beside.shape)}: expected {shape}.")
+            x = torch.cat([x, beside], 1)
+        elif context is not None:
+            raise ValueError("context was given to a network without one; expected context=None, or UNet(..., context=...).")
         held = [h := self.enter(nn.functional.pixel_unshuffle(x, self.patch))]
         for stage in self.down:
             held.append(h := _through(stage, h, level))
@@ -291,6 +305,57 @@ def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """torch's default initialisation of a linear layer, uniform on +-1/sqrt(inputs), from a generator."""
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, device="cpu")
     return _uniform(layer, inputs, generator)                                                # type: ignore[return-value]
+
+
+# -- autoencoders ----------------------------------------------------------------------------------------------------------
+class Autoencoder(nn.Module):
+    """Convolutions from images (C, H, W) to latents (latent, H/4, W/4) and back (``encode``, ``decode``), for diffusion in the latent space
+    (Rombach et al. 2022). H and W must be multiples of 4; Raises TypeError or ValueError where an argument is not of its range.
+
+    Calling it gives ``losses`` (B,), to be made small: the squared error of decoding latents that noise of standard deviation ``noise``
+    disturbs, and a small penalty on their size, so that near latents mean near pictures (Ghosh et al. 2020)."""
+
+    def __init__(self, event: Sequence[int], latent: int = 4, width: int = 32, *, noise: float = 0.1, penalty: float = 1e-3,
+                 seed: int = 0) -> None:
+        super().__init__()
+        self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(event))
+        if len(self.event) != 3 or self.event[1] % 4 or self.event[2] % 4:
+            raise ValueError(f"event={self.event}: expected (C, H, W) with H and W multiples of 4, such as (1, 28, 28).")
+        self.noise, self.penalty = real("noise", noise, 0.0), real("penalty", penalty, 0.0)
+        c, w, k = self.event[0], integer("width", width, 8), integer("latent", latent, 1)
+        self.latent = (k, self.event[1] // 4, self.event[2] // 4)
+        g = torch.Generator("cpu").manual_seed(integer("seed", seed, 0, 2**63 - 1))
+        self.encode = nn.Sequential(nn.PixelUnshuffle(2), _conv(4 * c, w, 3, g), nn.SiLU(), _conv(w, w, 3, g), nn.SiLU(),
+                                    _conv(w, 2 * w, 3, g, stride=2), nn.SiLU(), _conv(2 * w, k, 3, g))
+        self.decode = nn.Sequential(_conv(k, 2 * w, 3, g), nn.SiLU(), _conv(2 * w, 4 * w, 3, g), nn.PixelShuffle(2), nn.SiLU(),
+                                    _conv(w, w, 3, g), nn.SiLU(), _conv(w, 4 * c, 3, g), nn.PixelShuffle(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.encode(x)
+        error = (self.decode(z + self.noise * torch.randn_like(z)) - x).square()
+        return error.flatten(1).mean(1) + self.penalty * z.square().flatten(1).mean(1)
+
+
+class Principal(nn.Module):
+    """The linear autoencoder of least squared error: the first ``components`` principal components of ``data`` (N, *D), with the same
+    ``encode`` and ``decode``. In these coordinates, which keep lengths, a process on the data is the same process on the latents."""
+
+    mean: Tensor
+    axes: Tensor
+
+    def __init__(self, data: Tensor, components: int) -> None:
+        super().__init__()
+        flat = data.flatten(1)
+        self.event = tuple(data.shape[1:])
+        self.latent = (integer("components", components, 1, min(flat.shape)),)
+        self.register_buffer("mean", flat.double().mean(0).to(data))
+        self.register_buffer("axes", torch.linalg.svd(flat.double() - flat.double().mean(0), full_matrices=False).Vh[:components].to(data))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - self.mean) @ self.axes.T
+
+    def decode(self, z: Tensor) -> Tensor:
+        return (z @ self.axes + self.mean).unflatten(1, self.event)
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"MLP": MLP, "UNet": UNet}

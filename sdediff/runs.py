@@ -28,7 +28,7 @@ from torch import Tensor
 
 from . import metrics, nets, plots, sampling, training
 from .contracts import choice, integer, real
-from .data import IMAGE, Dataset, is_folder, load
+from .data import IMAGE, Dataset, is_folder, is_name, load
 from .guidance import classifier_free
 from .metrics import Estimate
 from .ranks import ALONE, Ranks
@@ -139,18 +139,21 @@ class Job:
         return from_network(network, self.predicts, time_input=self.time_input, sigma_data=round(float(dataset.train.std()), 3))
 
 
-def preset(data: str, process: str, conditional: bool = False, size: int | None = None) -> dict[str, Any]:
-    """Defaults that suit a dataset (of a folder of images: at a size) and a process, by dotted name; what the user says comes first."""
+def preset(data: str, process: str, conditional: bool = False, size: int | None = None, said: Sequence[str] = ()) -> dict[str, Any]:
+    """Defaults that suit a dataset (of a folder of images: at a size) and a process, by dotted name; what the user says comes first.
+    ``said``: of the network, where it is not what suits: "mlp" for its kind, or names that were said ("patch", "multipliers")."""
     chosen: dict[str, Any] = {"training.steps": 4000, "training.batch": 512, "training.lr": 3e-3}
     if data == "digits":
         chosen |= {"network.width": 320, "network.depth": 3, "predicts": "v", "training.weighting": "v", "training.steps": 6000,
                    "training.batch": 256, "training.lr": 1e-3}
     if data == "mnist" or is_folder(data):
+        chosen |= {"predicts": "v", "training.weighting": "v", "training.steps": 2500, "training.batch": 64, "training.lr": 2e-3,
+                   "training.ema": 0.995}
+    if (data == "mnist" or is_folder(data)) and "mlp" not in said:
         side = 28 if data == "mnist" else size or IMAGE
         patch = next((p for p in (8, 4, 2) if side % p == 0 and side // p >= 14), 1)               # 14 to 28 pixels or patches a side
         chosen |= {"network.kind": "unet", "network.width": 32, "network.depth": 1, "network.multipliers": [1, 2, 2],
-                   "network.attention": [-(-side // (2 * patch))], "network.patch": patch, "predicts": "v", "training.weighting": "v",
-                   "training.steps": 2500, "training.batch": 64, "training.lr": 2e-3, "training.ema": 0.995}
+                   "network.patch": patch, "network.attention": [] if said else [-(-side // (2 * patch))]}
     if process == "flow":
         chosen |= {"predicts": "velocity", "time_input": "t", "training.weighting": "velocity"}
     if process in ("ve", "edm"):
@@ -178,7 +181,8 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool) -> None:
     if resume and CHECKPOINT in there:
         old, new = _flat(yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))), _flat(yaml.safe_load(config))
         unsaid = _flat(dataclasses.asdict(Job()))           # a config of an older version says less
-        for key in sorted(k for k in old.keys() | new.keys() if k.partition(".")[0] in _TRAINED and not k.endswith(".checkpoint_every")):
+        keys = {k for k in old.keys() | new.keys() if k.partition(".")[0] in _TRAINED and not k.endswith(".checkpoint_every")}
+        for key in sorted(keys, key=lambda k: ("." in k or k == "predicts", k)):           # what others follow from comes first
             was, now = (tree.get(key, unsaid.get(key)) for tree in (old, new))
             if was != now:
                 raise ValueError(f"{key}={now!r}: the run in '{out}' was trained with {key}={was!r}; expected the same, to continue it, or "
@@ -211,9 +215,16 @@ def train(job: Job, out: Path, dataset: Dataset, *, progress: bool = True, ranks
                           progress=progress, group=ranks.group)
 
 
-def data_of(config: dict[str, Any]) -> Dataset:
-    """The data of a run's config."""
-    return load(config["data"], seed=config.get("seed", 0), size=config.get("size"))
+def data_of(config: dict[str, Any], checkpoint: training.Checkpoint) -> Dataset:
+    """The data of a run. ValueError where a file or folder is not what the run was trained on: its parts and classes would be others."""
+    data = load(config["data"], seed=config.get("seed", 0), size=config.get("size"))
+    conditions = {"y": data.labels} if config.get("conditional", False) else {}
+    null = {"y": torch.tensor(len(data.classes))} if conditions and checkpoint.config.drop else {}
+    if not is_name(config["data"]) and training.fingerprint(data.train, conditions, null) != checkpoint.document["data"]:
+        raise ValueError(f"data='{config['data']}': it has changed since the run was trained on it ({len(data.train)} training samples"
+                         + (f", classes {', '.join(data.classes)}" if data.classes else "")
+                         + " now); expected it as it was, or a new run.")
+    return data
 
 
 def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
@@ -459,7 +470,7 @@ def draw(run: Path, entry: Entry, n: int | None, seed: int, out: Path | None = N
     and columns of a picture of images, which is then what is written. ``ranks`` share the chunks of a .npy file; one that was interrupted
     goes on."""
     config, checkpoint, score = read(run)
-    data = data_of(config)
+    data = data_of(config, checkpoint)
     of = "" if labels is None else f"-class{'-'.join(labels)}" + (f"-guidance{guide:g}" if guide is not None else "")
     suffix = ".npy" if sheet is None else ".png"
     path = out or run / "samples" / f"{entry.label.replace(':', '-').replace('/', '-')}{of}-seed{seed}{suffix}"
@@ -467,18 +478,21 @@ def draw(run: Path, entry: Entry, n: int | None, seed: int, out: Path | None = N
         raise ValueError(f"out='{path}': expected a file that ends in .npy"
                          + (", which processes can share." if ranks.size > 1 else ", .csv, .png or .gif."))
     n, sheet = _laid(data, path, n, sheet)
+    if path.suffix == ".gif" and chunk is not None:
+        raise ValueError(f"chunk={chunk}, out='{path}': an animation is drawn at once; expected chunk=None.")
     if path.suffix == ".gif" and entry.on(checkpoint.sde, score).solver.adaptive:
         raise ValueError(f"method={entry.label!r}, out='{path}': it chooses its own steps, of which an animation cannot be made; expected "
                          "another method.")
 
     def place() -> None:
-        if path.exists() and not overwrite:
-            raise FileExistsError(f"out='{path}' exists; --overwrite replaces it, or choose another name.")
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise FileExistsError(f"out='{path}' " + ("is a folder; expected a file." if path.is_dir() else
+                                                      "exists; --overwrite replaces it, or choose another name."))
         path.parent.mkdir(parents=True, exist_ok=True)
 
-    ranks.first(place)
     score = dataclasses.replace(score, network=score.network.to(device))                    # type: ignore[attr-defined]
     score = guided(score, checkpoint.config.drop, n, None if labels is None else [data.label_of(label) for label in labels], guide)
+    ranks.first(place)
     sde, shape = checkpoint.sde, (n, *data.event)
     if path.suffix == ".gif":
         info = entry.draw(sde, score, shape, seed, record=True, progress=progress)

@@ -625,7 +625,7 @@ class _Run:
         self.step = 0
         self.named = {k: p for k, p in _bare(network).named_parameters() if p.requires_grad}
         first = next(iter(self.named.values()))
-        self.given = data, {**conditions, **{f"{k} dropped": v for k, v in null.items()}}
+        self.given = data, conditions, null
         self.data = data.detach().to(device=first.device, dtype=first.dtype)
         self.conditions = {k: v.detach().to(first.device) for k, v in conditions.items()}
         self.null = {k: v.to(self.conditions[k]) for k, v in null.items()}
@@ -729,7 +729,7 @@ class _Run:
 
     @functools.cached_property
     def digest(self) -> str:
-        return _digest(*self.given)
+        return fingerprint(*self.given)
 
     def document(self) -> dict[str, Any]:
         shown, given = getattr(_bare(self.network), "config", None), self.model.time_input
@@ -803,8 +803,10 @@ def _seed(seed: int, step: int, row: int, device: torch.device) -> None:
             torch.cuda.manual_seed(word)
 
 
-def _digest(data: Tensor, conditions: Mapping[str, Tensor]) -> str:
-    """A fingerprint of the data set: a run continues on the data it was begun with."""
+def fingerprint(data: Tensor, conditions: Mapping[str, Tensor], null: Mapping[str, Tensor]) -> str:
+    """Of data (N, *D), their conditions, and what is put in place of these, as checkpoints hold it: a run continues on the data it was
+    begun with."""
+    conditions = {**conditions, **{f"{k} dropped": v for k, v in null.items()}}
     h = hashlib.blake2b(digest_size=16)
     for name, v in {"": data, **dict(sorted(conditions.items()))}.items():
         h.update(f"{name} {tuple(v.shape)} {v.dtype};".encode())

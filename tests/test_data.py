@@ -117,6 +117,40 @@ def test_folders_in_a_folder_are_classes(pictures):
         data.load(pictures)
 
 
+def test_what_images_may_be(pictures):
+    """Links are followed, once; transparent is white; more than 8 bits a channel are refused; a class needs a training image."""
+    from PIL import Image
+    (pictures / "loop").symlink_to(pictures)
+    assert len(data.load(pictures, size=2).train) == 14
+    (pictures / "loop").unlink()
+    for k in range(24):
+        Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(pictures / f"clear{k}.png")
+    d = data.load(pictures, size=2)
+    every = torch.cat([d.train, d.held_out(d.limit), d.fresh(d.limit)])
+    assert int((every == 1).flatten(1).all(1).sum()) == 24
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(pictures / "deep.png")
+    with pytest.raises(ValueError, match=r"'deep\.png' cannot be read \(of more than 8 bits a channel, mode I;16\)"):
+        data.load(pictures)
+    (pictures / "deep.png").unlink()
+    for k, file in enumerate(sorted(pictures.glob("*.*"))):
+        if file.suffix != ".txt" and not file.name.startswith("."):
+            (pictures / f"kind{min(k, 9)}").mkdir(exist_ok=True)
+            file.rename(pictures / f"kind{min(k, 9)}" / file.name)
+    with pytest.raises(ValueError, match=r"none of the 1 images of class 'kind\d' falls to the training part"):
+        data.load(pictures)
+
+
+def test_classes_that_are_numbers_are_called_by_name(tmp_path):
+    from PIL import Image
+    for k in range(40):
+        (tmp_path / str(1 + k % 2)).mkdir(exist_ok=True)
+        Image.new("L", (2, 2), k).save(tmp_path / str(1 + k % 2) / f"{k}.png")
+    d = data.load(tmp_path)
+    assert (d.label_of("1"), d.label_of("2")) == (0, 1)
+    with pytest.raises(ValueError, match=r"class='0': .* has the classes 1, 2"):
+        d.label_of("0")
+
+
 def test_names_come_before_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "digits").mkdir()

@@ -1,4 +1,6 @@
 """Runs of images from the command line: a folder of them, U-Nets, sheets of samples and their animation."""
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -112,8 +114,37 @@ def test_wrong_lines_are_refused_by_name(run, folder, tmp_path, capsys):
     assert "network.kind='net'" in refused(capsys, *train, "--network.kind", "net")
     assert "size=16: data='digits' have a size of their own" in refused(capsys, "train", "--data", "digits", "--size", "16", "--out", tmp_path / "new")
     assert not (tmp_path / "new").exists() and not (tmp_path / "x.npy").exists()
-    again = ["train", "--data", folder, "--size", "4", "--conditional", "true", *TINY, "--out", run, "--resume"]
-    assert "trained with" in refused(capsys, *again)
+    again = ["train", "--data", folder, "--size", "4", "--conditional", "true", "--network.width", "8", "--out", run, "--resume"]
+    assert "size=4: the run in" in refused(capsys, *again)
+    assert "chunk=3, out=" in refused(capsys, *line, "--chunk", "3", "--out", tmp_path / "x.gif")
+    assert "is a folder; expected a file" in refused(capsys, *line, "--out", (tmp_path / "f.png").mkdir() or tmp_path / "f.png", "--overwrite")
+    assert "grid='8*8': expected ROWSxCOLUMNS" in refused(capsys, *line, "--grid", "8*8")
+    assert "class='../x': photos" in refused(capsys, *line, "--class", "../x") and len(list((run / "samples").iterdir())) == 1
+    assert "data='phtos': no such folder" in refused(capsys, "train", "--data", "phtos", "--size", "8", "--out", tmp_path / "new")
+    assert "data='': expected a name" in refused(capsys, "train", "--data", "", "--out", tmp_path / "new")
+
+
+def test_a_folder_that_has_changed_is_refused(folder, tmp_path, capsys, monkeypatch):
+    """Its classes and its held-out part would be others. The run knows where the folder is, from wherever it is asked."""
+    mine = tmp_path / "mine"
+    shutil.copytree(folder, mine)
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "--data", "mine", "--size", "8", "--conditional", "true", *TINY[:-1], "--training.steps", "2", "--quiet"]) == 0
+    monkeypatch.chdir(mine)
+    run = tmp_path / "runs" / "mine"
+    assert sample(run, "--class", "blue", "--n", "2") == 0
+    (mine / "azure").mkdir()
+    for k in range(0, 20, 2):
+        shutil.copy(mine / "blue" / f"{k}.png", mine / "azure" / f"{k}.png")
+    assert "it has changed since the run was trained" in refused(capsys, "sample", run, "--class", "blue", "--n", "2")
+
+
+def test_a_network_of_the_other_kind_needs_no_more_words(tmp_path):
+    for more in (["--network.kind", "mlp"], ["--network.patch", "4"], ["--network.multipliers", "[1, 2]"]):
+        out = tmp_path / more[1][:2]
+        assert main(["train", "--data", "mnist", *more, "--network.width", "8", "--training.steps", "1", "--training.batch", "2", "--quiet",
+                     "--out", str(out)]) == 0
+        assert isinstance(runs.read(out)[2].network, nets.MLP) == (more[1] == "mlp")
 
 
 @pytest.mark.parametrize(("data", "size", "patch", "heights"), [("mnist", None, 2, [7]), ("folder", None, 2, [8]), ("folder", 64, 4, [8]),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import evaluate, runs
+from sdediff import data, evaluate, runs
 from sdediff.cli import main
 from sdediff.latent import decode, denoise_from, interpolate, renoise, round_trip, slerp
 from sdediff.likelihood import Bins, dequantise
@@ -179,7 +179,7 @@ def test_likelihood_of_a_run(moons, capsys):
     assert error < math.hypot(flow["nats_stderr"], exact["nats_stderr"])                # paired
     assert flow["bits"] == pytest.approx(-flow["nats"] / (2 * math.log(2)))
     _, checkpoint, score = runs.read(moons)
-    x = evaluate.load("two-moons", seed=0).held_out(30)
+    x = data.load("two-moons", seed=0).held_out(30)
     z = renoise(checkpoint.sde, x, checkpoint.sde.t_min, seed=1)
     p = sdediff.log_prob(checkpoint.sde, score, z, method="dpm++2m", steps=40)
     assert flow["nats"] == pytest.approx(p.value.double().mean().item(), abs=1e-5)

@@ -487,6 +487,13 @@ def test_psnr():
     assert metrics.psnr(100 * y + 1, 100 * y, span=255).tolist() == pytest.approx([20 * math.log10(255)], abs=1e-4)
 
 
+def test_the_judge_knows_real_classes_and_refuses_what_has_no_labels():
+    x, y = torch.cat([_normals(50, 3, 0), _normals(50, 3, 1, 6.0)]), torch.arange(100) // 50
+    assert metrics.judge(x, y)(torch.cat([_normals(5, 3, 2), _normals(5, 3, 3, 6.0)]).float()).tolist() == [0] * 5 + [1] * 5
+    with pytest.raises(ValueError, match=r"labels\.shape"):
+        metrics.judge(x, y[:3])
+
+
 # -- neighbours ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("k", [1, 3])
 def test_neighbours_against_scikit_learn_and_plain_loops(k):
@@ -516,12 +523,15 @@ def test_copies_are_told_from_fresh_samples():
     train, fresh, held = _normals(200, 3, 0), _normals(50, 3, 1), _normals(70, 3, 2)
     u = scipy.stats.mannwhitneyu(metrics.nearest(held, train), metrics.nearest(fresh, train)).statistic
     assert metrics.copying(fresh, train, held).value == pytest.approx(u / (50 * 70), abs=1e-12)
-    assert metrics.copying(train[:50], train, held) == (1, 1, 1)
+    copied = metrics.copying(train[:50], train, held)
+    assert copied.value == 1 and 0.9 < copied.low < 0.95 and copied.high == pytest.approx(1, abs=1e-12)
     half = metrics.copying(torch.cat([train[:25], fresh[:25]]), train, held)
     assert half.low > 0.6
     assert metrics.copying(held, train, held).value == 0.5
     found = [metrics.copying(_normals(100, 3, 3 * s + 10), _normals(150, 3, 3 * s + 11), _normals(120, 3, 3 * s + 12)) for s in range(200)]
     assert fewest(200) <= covered(found, 0.5) <= most(200)
+    few = [metrics.copying(_normals(10, 3, 3 * s + 10), _normals(150, 3, 3 * s + 11), _normals(10, 3, 3 * s + 12)) for s in range(200)]
+    assert covered(few, 0.5) >= fewest(200) and all(e.low >= 0 and e.high <= 1 + 1e-12 for e in few)
 
 
 # -- invariances, shapes, refusals --------------------------------------------------------------------------------------
@@ -609,8 +619,9 @@ def test_an_interval_ends_where_the_test_rejects(v, slope, second):
     (lambda x: metrics.precision_recall(x, x[:, :1]), "one shape"),
     (lambda x: metrics.precision_recall(x, x[:3]), "k=3"),
     (lambda x: metrics.copying(x, x, x[:1]), "at least two of each"),
-    (lambda x: metrics.psnr(x, x[:3]), "or one for all"),
+    (lambda x: metrics.psnr(x, 0 * x[:3]), "or one for all"),
     (lambda x: metrics.psnr(x, x, span=0.0), "span=0.0"),
+    (lambda x: metrics.psnr(x, x + 9), "y reaches"),
 ])
 def test_refusals(call, words):
     with pytest.raises((ValueError, TypeError), match=words):

@@ -8,7 +8,7 @@ from sdediff.training import TrainingConfig, train
 
 KINDS = {"grey": ((1, 28, 28), {"attention": (7,), "classes": 10}), "odd": ((3, 7, 5), {"embedding": 4}), "one": ((2, 4, 4), {"multipliers": (1,)}),
          "patches": ((3, 12, 8), {"patch": 4, "attention": (2,), "classes": 2}),
-         "deep": ((1, 16, 16), {"multipliers": (1, 2, 2, 4), "blocks": 2, "attention": (2, 4), "classes": 3, "embedding": 5})}
+         "deep": ((1, 16, 16), {"multipliers": (1, 2, 2, 4), "blocks": 2, "attention": (2, 4), "classes": 3, "embedding": 5, "context": 2})}
 
 
 def filled(event, **options):
@@ -40,12 +40,13 @@ def test_it_is_made_again_from_its_config(kind):
 def test_level_label_and_embedding_reach_every_pixel_of_their_own_sample():
     event, options = KINDS["deep"]
     net, x = filled(event, **options), torch.randn(2, *event, generator=torch.Generator().manual_seed(1))
-    c, y, e = torch.tensor([0.1, 0.1]), torch.tensor([0, 1]), torch.randn(2, 5)
-    base = net(x, c, y, e)
-    for changed in (net(x, torch.tensor([0.1, 0.3]), y, e), net(x, c, torch.tensor([0, 2]), e), net(x, c, y, e + torch.tensor([[0.0], [1.0]]))):
+    c, y, e, z = torch.tensor([0.1, 0.1]), torch.tensor([0, 1]), torch.randn(2, 5), torch.randn(2, 2, 16, 16)
+    base = net(x, c, y, e, z)
+    for changed in (net(x, torch.tensor([0.1, 0.3]), y, e, z), net(x, c, torch.tensor([0, 2]), e, z),
+                    net(x, c, y, e + torch.tensor([[0.0], [1.0]]), z), net(x, c, y, e, torch.stack([z[0], z[1] + 1]))):
         assert torch.allclose(changed[0], base[0], atol=1e-6)
         assert float(((changed[1] - base[1]).abs() > 1e-7).float().mean()) > 0.99
-    assert torch.equal(net(x, c, y), net(x, c, y, net.absent.expand(2, -1)))
+    assert torch.equal(net(x, c, y), net(x, c, y, net.absent.expand(2, -1), torch.zeros_like(z)))
     assert torch.equal(net(x, c), net(x, c, 3))                 # the label "none"
 
 
@@ -100,6 +101,8 @@ def test_another_library_s_unet_through_the_same_adapter():
     (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 8), torch.zeros(2), y=1), "y was given"),
     (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 8), torch.zeros(2), e=torch.zeros(2, 3)), "e was given"),
     (lambda: UNet((1, 8, 8), 8, embedding=3)(torch.zeros(2, 1, 8, 8), torch.zeros(2), e=torch.zeros(2, 4)), "e.shape="),
+    (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 8), torch.zeros(2), context=torch.zeros(2, 1, 8, 8)), "context was given"),
+    (lambda: UNet((1, 8, 8), 8, context=1)(torch.zeros(2, 1, 8, 8), torch.zeros(2), context=torch.zeros(1, 1, 8, 8)), "context.shape="),
     (lambda: UNet((1, 8, 8), 8, classes=3)(torch.zeros(2, 1, 8, 8), torch.zeros(2), y=4), "y=4")])
 def test_wrong_arguments_are_refused_by_name(make, said):
     with pytest.raises(ValueError, match=said):

@@ -320,7 +320,7 @@ def measure(model: str | Path | tuple[SDE, Score], target: Target | None = None,
         config, checkpoint, network = runs.read(Path(model))
         pair: tuple[SDE, Score] = checkpoint.sde, network
         name = Path(model).resolve().name
-        target = target or runs.data_of(config).target
+        target = target or runs.data_of(config, checkpoint).target
         if target is None:
             raise ValueError(f"run='{model}' was trained on {config['data']!r}, whose law is not known; expected one of the toys, or "
                              "target=, an exact law in the network's units.")

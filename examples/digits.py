@@ -41,7 +41,7 @@ def trained(data: str, out: Path, quick: bool, device: str, threads: int, seed: 
         raise SystemExit(2)
     config, checkpoint, score = runs.read(out)
     score.network.to(device)
-    return checkpoint.sde, score, runs.data_of(config)
+    return checkpoint.sde, score, runs.data_of(config, checkpoint)
 
 
 def noise_aware_classifier(data, sde, out: Path, quick: bool, device: str, seed: int):

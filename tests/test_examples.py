@@ -104,14 +104,6 @@ def test_sketch(tmp_path):
 
 
 @pytest.mark.slow
-def test_video(tmp_path):
-    lines = quick("video.py", tmp_path)
-    distance = {line[:28].strip(): float(line[28:].split()[0]) for line in lines[1:4]}
-    assert distance["real clips, others"] < 0.7 * distance["samples, frames shuffled"]
-    assert shape(tmp_path / "clips.gif")[0] == 8 and min(shape(tmp_path / "continued.png")[1:]) > 300
-
-
-@pytest.mark.slow
 def test_latent(tmp_path):
     lines = quick("latent.py", tmp_path)
     error = {line.split()[0]: float(line.split()[2]) for line in lines[1:3]}
@@ -141,17 +133,6 @@ def test_captions_say_what_is_measured():
     assert text.tokens("a bold seven").tolist() == [text.VOCABULARY.index(w) for w in ("a", "bold", "seven")] + [0] * 4
     with pytest.raises(ValueError, match="'purple' is not among the words"):
         text.tokens("a purple seven")
-
-
-def test_clips_move_at_a_constant_speed_and_stay_inside():
-    video = module("video")
-    clip = video.clips(load("mnist").train[:50], 0)
-    assert clip.shape == (50, 8, 20, 20)
-    mass = (clip + 1).sum((2, 3))
-    assert torch.allclose(mass, mass[:, :1].expand_as(mass), rtol=1e-4)                  # all of the digit is in every frame
-    speed = video.velocity(clip).reshape(50, 7, 2).abs()
-    assert float(speed.max()) < 2.01 and float((speed.round() - speed).abs().median()) < 1e-3
-    assert torch.equal(clip, video.clips(load("mnist").train[:50], 0))
 
 
 def test_latent_and_pixel_samplers_agree_on_gaussian_data():

@@ -119,7 +119,8 @@ def test_wrong_lines_are_refused_by_name(run, folder, tmp_path, capsys):
     assert "chunk=3, out=" in refused(capsys, *line, "--chunk", "3", "--out", tmp_path / "x.gif")
     assert "is a folder; expected a file" in refused(capsys, *line, "--out", (tmp_path / "f.png").mkdir() or tmp_path / "f.png", "--overwrite")
     assert "grid='8*8': expected ROWSxCOLUMNS" in refused(capsys, *line, "--grid", "8*8")
-    assert "class='../x': photos" in refused(capsys, *line, "--class", "../x") and len(list((run / "samples").iterdir())) == 1
+    before = sorted(run.rglob("*"))
+    assert "class='../x': photos" in refused(capsys, *line, "--class", "../x") and sorted(run.rglob("*")) == before
     assert "data='phtos': no such folder" in refused(capsys, "train", "--data", "phtos", "--size", "8", "--out", tmp_path / "new")
     assert "data='': expected a name" in refused(capsys, "train", "--data", "", "--out", tmp_path / "new")
 

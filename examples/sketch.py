@@ -7,7 +7,7 @@ What is measured, on held-out sketches: the correlation of the outlines of sampl
 digits of the same class; and by a judge who saw real digits alone, whether they are of the class that was asked for. Then conflicts: the
 outline of one digit, the class of another; the numbers say which wins, at several scales of guidance.
 
-Seven minutes at most on two cores; `--quick true` below one; interrupted and given again, it goes on.
+Six minutes on two cores; `--quick true` below one; interrupted and given again, it goes on.
 """
 from pathlib import Path
 

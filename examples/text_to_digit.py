@@ -10,7 +10,7 @@ of VOCABULARY and no others: no claim of language understanding. Some combinatio
                                                                       digit, and one of pixels given them
 
 What is measured: how often a judge of real digits finds the digit that was named, for captions seen and unseen; whether ink and slant,
-measured on samples, move as they are told. Eight minutes on two cores; `--quick true` below one; interrupted, it goes on.
+measured on samples, move as they are told. `--quick true` is a small one; interrupted, it goes on.
 """
 from pathlib import Path
 

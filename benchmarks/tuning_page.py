@@ -44,7 +44,7 @@ and path errors in a few milliseconds, without a sample):
 
 **A derivative for any method.** The run is a composition of network calls and combinations. Its derivative in c and t is that of automatic
 differentiation (each call recomputed on the way back, so that memory holds states alone), and dc/d theta, dt/d theta are differences of the
-float64 table. So the grid of any linear method can be tuned, and no solver was rewritten for it (`sdediff.tuning`, eq. 13).
+float64 table. So the grid of any linear method can be tuned, and no solver was rewritten for it (`sdediff.tuning`; theory, eq. (34)).
 
 ## Between x0 and eps: the angle
 
@@ -60,7 +60,7 @@ exact. s to infinity is the eps form, s to 0 the x0 form. `angular-2`, `-3`, `-4
 ## Coefficients of one's own
 
 A method with one call a step that is exact on a point mass differs from any other such method by terms that vanish when the evaluations
-agree (`sdediff.solvers.NonStationary`, eq. 15):
+agree (`sdediff.solvers.NonStationary`; theory, eq. (36)):
 
     x_{k+1} = Phi(x_k) + alpha_s sum_j a_kj (x0_j - x0_0) + sigma_s sum_j b_kj (eps_j - eps_0).
 

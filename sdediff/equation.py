@@ -2,7 +2,7 @@ r"""The reverse-time equation that a solver integrates, from the noisy end down 
 
 For every eta >= 0 the equation
 
-    dx = [f x - (1 + eta^2)/2 g^2 grad log p_t(x)] dt + eta g dW        (time runs from t_max down to 0)                 (3)
+    dx = [f x - (1 + eta^2)/2 g^2 grad log p_t(x)] dt + eta g dW        (time runs from t_max down to 0)     theory, eq. (9)
 
 has the marginals of the forward process: eta = 0 is the probability-flow ODE, eta = 1 Anderson's reverse SDE, and Karras'
 churn and SA-Solver's tau are this family. Two faces: ``drift`` and ``diffusion`` for black-box methods, ``predict`` for those
@@ -10,14 +10,14 @@ that integrate the linear part exactly.
 
 *Density.* Along the probability flow dx/dt = v the log density l = log p_t(x) is one more coordinate without a linear part of its own,
 
-    d(x, l)/dt = (v, -div v).                                                                                          (3')
+    d(x, l)/dt = (v, -div v).                                                                                 theory, eq. (25)
 
 Every quantity of a model is linear in (x, v), hence so is that of the pair: an x0, an eps for l follow from (l, -div v) as they do for
 x from (x, v), and the pair obeys the semilinear equation of the process. So a solver of any kind moves it, to its own order, and moves x
 as it does without l. Several coordinates l_i, one for each of several estimates of div v, ride along as well as one.
 
 References: Anderson 1982; Song et al. 2021, App. D; Huang et al. 2021; Karras et al. 2022, eq. 6; Zhang & Chen 2023; Chen et al. 2018
-(arXiv:1806.07366), Thm 1 for (3').
+(arXiv:1806.07366), Thm 1 for the density.
 """
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .sde import SDE, NoiseLevel
 
 @dataclass(frozen=True)
 class ReverseSDE:
-    """Equation (3). ``eta``: a number >= 0 or a function of the level (one of tensors for methods whose samples differ in time);
+    """The equation of theory, eq. (9). ``eta``: a number >= 0 or a function of the level (one of tensors for methods whose samples differ in time);
     ``score``: (x, level) -> Prediction."""
 
     sde: SDE
@@ -90,7 +90,7 @@ class ReverseSDE:
         return self.score(x, level)
 
     def drift(self, x: Any, level: NoiseLevel) -> Any:
-        """The bracket of (3), shaped as x and of its dtype. Finite at alpha = 0 for eta = 0 alone; eta > 0 raises ValueError there."""
+        """The bracket of theory, eq. (9), shaped as x and of its dtype. Finite at alpha = 0 for eta = 0 alone; eta > 0 raises ValueError there."""
         eta = self.eta_at(level)
         flow = not isinstance(eta, Tensor) and eta == 0
         if not flow:
@@ -162,7 +162,7 @@ class _Joint(Prediction):
 
 
 def with_density(eq: ReverseSDE, event: Sequence[int], divergence: Callable[[Tensor, Tensor, bool], Tensor]) -> ReverseSDE:
-    """(3') as an equation for z = (x, l_1 .. l_n), a flat tensor (B, d + n), x of shape (B, *event) first.
+    """Theory, eq. (25) as an equation for z = (x, l_1 .. l_n), a flat tensor (B, d + n), x of shape (B, *event) first.
 
     ``divergence``: (v, x, graph) -> (B, n), n values or estimates of div v at x, by differentiating v, which is a function of x row by row.
     It is called with gradients enabled, ``graph`` where its result must be differentiable too: gradients with respect to z flow where

@@ -2,7 +2,7 @@ r"""Guidance: a Score made of Scores, so that it works with every method, and wi
 
 *Classifiers.* By Bayes' rule the score of p(x_t | y) is that of p(x_t) and the gradient of log p(y | x_t). Guidance counts it w times,
 
-    s_w = s(x_t) + w grad log p(y | x_t)                               Dhariwal & Nichol 2021, Alg. 1
+    s_w = s(x_t) + w grad log p(y | x_t)                               theory, eq. (29); Dhariwal & Nichol 2021, Alg. 1
 
 *Without a classifier* the gradient is the difference of two scores, with and without the condition (Ho & Salimans 2022),
 
@@ -15,11 +15,11 @@ weaker model of the same law for D_0 it is autoguidance (Karras et al. 2024). Th
     x0 <- x0 (1 - phi + phi std(x0_1)/std(x0_w)),                      std over the event of each sample.
 
 *What it samples.* At w = 1 and exact scores, p(x | y). At other w not p(x) p(y|x)^w: that density, noised, is not p_t(x) p_t(y|x)^w, whose
-score s_w is (Du et al. 2023; Bradley & Nakkiran 2024). How far off it is has been measured: docs/guidance/README.md.
+score s_w is (Du et al. 2023; Bradley & Nakkiran 2024; theory, eq. (30)). How far off it is has been measured: docs/guidance/README.md.
 
 *Temperature.* N(m, s^2 I) to the power 1/T is N(m, T s^2 I). Noised, its score is that of the law itself times
 
-    r = (alpha^2 s^2 + sigma^2)/(alpha^2 T s^2 + sigma^2),             Ingraham et al. 2023 (Chroma)
+    r = (alpha^2 s^2 + sigma^2)/(alpha^2 T s^2 + sigma^2),             theory, eq. (31); Ingraham et al. 2023 (Chroma)
 
 for any mean, since both are proportional to x - alpha m. For other laws it is an approximation, as guidance is; s = inf gives r = 1/T.
 """

@@ -2,9 +2,9 @@ r"""Inverse problems: samples x_0 that agree with a measurement y = A x_0 + n, n
 
 Were x_0 given x_t Gaussian with covariance C, its mean given y as well would be a Kalman update of the denoiser,
 
-    E[x_0 | x_t, y] = x0 + C A^T (A C A^T + v I)^{-1} (y - A x0),                                                       (19)
+    E[x_0 | x_t, y] = x0 + C A^T (A C A^T + v I)^{-1} (y - A x0),                                           theory, eq. (32)
 
-and Tweedie's second-order formula says which C that is: C = sigma^2/alpha J^T, J = d x0/d x_t, a backward pass. Methods differ in what they
+and Tweedie's second-order formula (theory, eq. (6)) says which C that is: C = sigma^2/alpha J^T, J = d x0/d x_t, a backward pass. Methods differ in what they
 put in place of the first C, the gain's direction, and of the second one, the uncertainty of A x0:
 
                                                         C outside           C inside the inverse
@@ -14,7 +14,7 @@ put in place of the first C, the gain's direction, and of the second one, the un
     diffpir   Zhu et al. 2023                           r^2 I               r^2 I,  r^2 = (sigma/alpha)^2/strength
     ddnm      Wang et al. 2022                          r^2 I               r^2 I,  r^2 -> infinity: x0 + A^+ (y - A x0)
 
-(19) with both by Tweedie is exact for Gaussian data; the r^2 of pigdm is C itself for data N(m, s^2 I). None is exact otherwise: benchmarks
+With both by Tweedie it is exact for Gaussian data; the r^2 of pigdm is C itself for data N(m, s^2 I). None is exact otherwise: benchmarks
 and docs measure by how much. As Scores they work with every method. What cannot be said as a Score, for it acts on the state,
 are methods of their own, on a score that observes: replacement and RePaint, DPS with the step sizes of its paper, DDRM, and twisted
 sequential Monte Carlo, which is exact in the limit of many particles (``solvers.observing``).
@@ -128,7 +128,7 @@ class Observed(Guided):
 
 @dataclass(frozen=True)
 class Posterior(Observed):
-    """(19). ``inside``: r^2 of the isotropic covariance in the inverse is ``inside`` sigma^2 s^2/(alpha^2 s^2 + sigma^2), s = ``scale``.
+    """Theory, eq. (32). ``inside``: r^2 of the isotropic covariance in the inverse is ``inside`` sigma^2 s^2/(alpha^2 s^2 + sigma^2), s = ``scale``.
     ``jacobian``: whether the gain is along Tweedie's covariance, or along r^2 I. ``iterations``: of conjugate gradients on Tweedie's
     covariance in the inverse as well, in place of r^2 I. ``strength`` multiplies the update. Where sigma/alpha > ``trust`` ``scale`` the
     covariance is r^2 I throughout: it is close to the prior's there, while an error of the network in eps enters Tweedie's with the factor

@@ -1,8 +1,8 @@
 r"""Likelihood: log densities by the probability flow, and lower bounds by the reverse SDE, each with its error.
 
-*Density.* With Delta the change of the log density along the flow from x at t_end up to x_T (equation (3') of ``equation``),
+*Density.* With Delta the change of the log density along the flow from x at t_end up to x_T (theory, eq. (25)),
 
-    log p(x) = log pi(x_T) - Delta,      dDelta/dt = -div v,
+    log p(x) = log pi(x_T) - Delta,      dDelta/dt = -div v,                                                  theory, eq. (26)
 
 where pi is N(0, prior_std^2 I), or the process's true marginal where that is known. p is the law at t_end of the flow started in pi.
 
@@ -15,7 +15,7 @@ where pi is N(0, prior_std^2 I), or the process's true marginal where that is kn
 Probes belong to a sample's seed and are fixed along the path. Each carries an integral of its own, an unbiased estimate of log p on one
 and the same path x_t, so their mean and spread are an estimate and its standard error. (hutch++: unbiased given Q, hence over all.)
 
-*Bounds.* For the path measure q of the process from data x_0, and p of the reverse SDE from pi, with r_x = |x_0 - x0_hat|^2,
+*Bounds* (theory, eq. (27)). For the path measure q of the process from data x_0, and p of the reverse SDE from pi, with r_x = |x_0 - x0_hat|^2,
 
     -KL(q||p) = -KL(q(x_T|x_0)||pi) - int E r_x d(SNR)/2            over [t_end, T]           (continuous)
     -KL(q||p) = -KL(q(x_T|x_0)||pi) - sum_i E r_x(t_i) (SNR_{i-1} - SNR_i)/2                  (a chain with posterior variance)
@@ -28,7 +28,7 @@ are drawn two to a stratum, whose differences give the standard error.
 *Bits.* Data on a lattice of width w have a discrete law, P(k) >= exp E_q log(p(x)/r(x)) for x ~ q(x|k), r(x) = sum_k q(x|k): noise makes
 them continuous and its entropy is paid back. For x = k + uniform noise on the bin r = 1/w, so that
 
-    bits/dim = -log p(x)/(d log 2) - log2 w.
+    bits/dim = -log p(x)/(d log 2) - log2 w.                theory, eq. (28)
 
 References: Song et al. 2021 (arXiv:2011.13456), App. D.2; Hutchinson 1990; Meyer et al. 2021 (arXiv:2010.09649); Song et al. 2021b
 (arXiv:2101.09258), Thm 3; Huang et al. 2021 (arXiv:2106.02808); Kingma et al. 2021 (arXiv:2107.00630), App. A-B; Ho et al. 2020, eq. 5;

@@ -2,9 +2,9 @@ r"""What a model says about x at a noise level, and adapters from any callable t
 
 With x = alpha x0 + sigma eps, every parameterisation is linear in (x, x0, eps):
 
-    score    = -eps/sigma = (alpha x0 - x)/sigma^2                 grad log p_t (Tweedie: x0 = E[x_0 | x_t])
+    score    = -eps/sigma = (alpha x0 - x)/sigma^2                 grad log p_t (Tweedie, x0 = E[x_0 | x_t]): theory, eq. (5)
     v        = alpha eps - sigma x0                                Salimans & Ho 2022, App. D
-    velocity = alpha' x0 + sigma' eps = f x - g^2/2 score          dx/dt of the probability flow; flow matching
+    velocity = alpha' x0 + sigma' eps = f x - g^2/2 score          dx/dt of the probability flow: theory, eq. (10)
     F        : x0 = (alpha s^2 x + sigma s m F)/m^2,  m^2 = sigma^2 + alpha^2 s^2,  s = sigma_data;  Karras et al. 2022, Table 1
 
 Conversions divide by alpha or by sigma where the quantity itself is lost: eps says nothing at alpha = 0 beyond x, x0 nothing

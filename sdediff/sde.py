@@ -1,12 +1,12 @@
 r"""Forward processes and noise levels.
 
-Every process is linear, dX = f(t) X dt + g(t) dW, so its marginals given the data are Gaussian,
+Every process is linear, dX = f(t) X dt + g(t) dW (theory, eq. (1)), so its marginals given the data are Gaussian,
 
-    p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I),    alpha = exp int f,    sigma^2 = alpha^2 int g^2 / alpha^2,         (1)
+    p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I),    alpha = exp int f,    sigma^2 = alpha^2 int g^2 / alpha^2,  theory, eq. (2)
 
 and alpha, sigma^2 with their time derivatives are all that a solver, a network or a loss ever asks for:
 
-    f = alpha'/alpha,     g^2 = (sigma^2)' - 2 f sigma^2,     lambda = log(alpha/sigma)  (half the log-SNR).            (2)
+    f = alpha'/alpha,     g^2 = (sigma^2)' - 2 f sigma^2,     lambda = log(alpha/sigma)  (half the log-SNR).  theory, eq. (3)
 
 A process states alpha(t) and sigma(t), or sigma^2(t), each with its derivative, and the inverse t(lambda), in forms that do
 not cancel; the rest is derived here. Scalars are float64: Python floats inside a loop, tensors (B, 1, ..., 1) where times

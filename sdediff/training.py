@@ -8,7 +8,7 @@ a factor k of the level,
 
 so a weighting is a function w(level) on |x0_hat - x_0|^2, whatever the network predicts, and the loss is computed as
 w/k_q^2 |q_hat - q|^2 in the network's own quantity, where nothing cancels. Its minimum is the true score, and its excess
-over the minimum is the weighted score error (Vincent 2011),
+over the minimum is the weighted score error (theory, eq. (7); Vincent 2011),
 
     E |s_theta - grad log p(x|x_0)|^2 - E |s - grad log p(x|x_0)|^2 = E |s_theta - s|^2.
 

@@ -3,7 +3,7 @@ r"""Methods tuned to a model: the best answer for a given number of network call
 A fixed-step method is a table of coefficients c and of levels at which the network is called; both are functions of the grid, read off the
 readable step (``solvers.tracing``). A run is then a composition of network calls and combinations, differentiable in c and in the levels,
 
-    x_N(theta) = F(c(theta), t(theta)),        d x_N/d theta = F_c dc/d theta + F_t dt/d theta,                                  (13)
+    x_N(theta) = F(c(theta), t(theta)),        d x_N/d theta = F_c dc/d theta + F_t dt/d theta,                      theory, eq. (34)
 
 where F_c and F_t come from automatic differentiation through the run (each network call is recomputed on the way back, so that memory holds
 the states and no activations), and dc/d theta, dt/d theta from differences of the float64 table, for any linear method alike. theta holds
@@ -11,13 +11,13 @@ the states and no activations), and dc/d theta, dt/d theta from differences of t
 * the grid: log-SNR knots lambda_0 < ... < lambda_N between fixed ends, their increments a softmax of those of a standard grid plus theta,
   one number a step up to 16 steps, then 12 cosines along the grid;
 * eta, for equations with noise, within a factor of two;
-* the coefficients a, b of a non-stationary method (eq. 15 in ``solvers.nonstationary``), which keep it exact on a point mass.
+* the coefficients a, b of a non-stationary method (theory, eq. (36); ``solvers.nonstationary``), which keep it exact on a point mass.
 
 *What is minimised.* For the flow, log mean |x_N - x*|^2 over trajectories whose exact ends x* a fine solver gives: the root-mean-square
 path error. For equations with noise, the law of the output: the squared sliced Wasserstein-2 distance to reference samples y, with common
 noise,
 
-    log mean over directions r of mean_i (sort(r.x_N)_i - sort(r.y)_i)^2.                                                        (14)
+    log mean over directions r of mean_i (sort(r.x_N)_i - sort(r.y)_i)^2.                                            theory, eq. (35)
 
 *How.* The problem is not convex: standard methods and grids are ranked, the best few are starts, L-BFGS-B descends from each on one set of
 trajectories, a second set stops it and chooses, and a third, which nothing was fitted to, tells the gain; if the best standard method of
@@ -61,7 +61,7 @@ REACH = 5.0             # log increments move by less than this from those of th
 MEMORY = 10             # steps up to which a tuned step may look back at every evaluation,
 SHORT = 4               # and evaluations beyond the latest that it looks back at in longer runs
 LAW = 16                # times as many trajectories where laws are compared
-PROJECTIONS = 64        # directions of (14)
+PROJECTIONS = 64        # directions of theory, eq. (35)
 PATIENCE = 40           # iterations without improvement on the second set after which a descent ends
 DIFFERENCE = 1e-7       # of theta: some six digits of the derivative, which is all that a descent can use
 
@@ -176,7 +176,7 @@ class _Line(NamedTuple):
 
 
 class Run:
-    """A method on a grid of fixed ends as a function of theta = (grid, eta where the equation has noise, a and b of eq. 15)."""
+    """A method on a grid of fixed ends as a function of theta = (grid, eta where the equation has noise, a and b of theory, eq. (36))."""
 
     def __init__(self, sde: SDE, score: Score, family: Method, times: Sequence[float], label: str, reach: int = 0) -> None:
         self.sde, self.score, self.family, self.start, self.label = sde, score, family, list(times), label
@@ -212,7 +212,7 @@ class Run:
         return not self.noisy and isinstance(self.solver, Multistep) and not self.solver.corrects
 
     def extended(self) -> Run:
-        """The same run, with a and b of eq. 15 behind its theta."""
+        """The same run, with a and b of theory, eq. (36) behind its theta."""
         steps = len(self.start) - 1
         return Run(self.sde, self.score, self.family, self.start, self.label, steps - 1 if steps <= MEMORY else SHORT)
 
@@ -394,7 +394,7 @@ class Trajectories:
         return run(theta, self.x, noise, self.score)
 
     def squares(self, ends: Tensor, rows: Any = slice(None)) -> Tensor:
-        """What is averaged over these rows: squared errors of the paths (n, d), or of the sorted projections (n, projections), eq. 14."""
+        """What is averaged over these rows: squared errors of the paths (n, d), or of the sorted projections (n, projections): theory, eq. (35)."""
         if self.directions is None:
             return (ends - self.y)[rows].square().flatten(1)
         project = lambda v: (v[rows].flatten(1) @ self.directions.T).sort(0).values

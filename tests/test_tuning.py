@@ -124,7 +124,7 @@ def _random_rows(n, reach, seed):
 @pytest.mark.parametrize("sde, t_end", [(VP, None), (EDM, None), (CHAIN, None), (sdediff.RectifiedFlow(), None)],
                          ids=["vp", "edm", "chain to 0", "flow from alpha = 0"])
 def test_any_coefficients_are_exact_on_a_point_mass(sde, t_end):
-    """The theorem of solvers.nonstationary: eq. 15 is exact there whatever a and b are."""
+    """The theorem of solvers.nonstationary: theory, eq. (36) is exact there whatever a and b are."""
     point = torch.tensor([0.7, -1.3], dtype=torch.float64)
 
     def score(x, level):

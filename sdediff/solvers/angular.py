@@ -2,13 +2,13 @@ r"""Multistep methods in the angle of signal and noise: exact for N(0, scale^2 I
 
 With m^2 = sigma^2 + alpha^2 c^2 for data of scale c, phi = atan2(sigma, c alpha) and z = x/m, the probability flow of every process is
 
-    dz = -F dphi,     F = (sigma/c x0 - c alpha eps)/m,     dphi = -sech(lambda + log c)/2 dlambda.                         (11)
+    dz = -F dphi,     F = (sigma/c x0 - c alpha eps)/m,     dphi = -sech(lambda + log c)/2 dlambda.             theory, eq. (22)
 
 F is the output of a network in EDM's preconditioning, and -v for a variance-preserving process and c = 1: zero on N(0, c^2 I), where z is
 at rest. c -> infinity is the eps form of the exponential integrators, c -> 0 the x0 form. Over a step, F is a Lagrange polynomial in lambda
 through evaluations, the predicted one included where the step is corrected:
 
-    z_s = z_t - sum_j w_j F_j,     w_j = int_{phi_t}^{phi_s} l_j(lambda) dphi.                                              (12)
+    z_s = z_t - sum_j w_j F_j,     w_j = int_{phi_t}^{phi_s} l_j(lambda) dphi.                                  theory, eq. (23)
 
 phi is finite where lambda is not: a step from alpha = 0 or into sigma = 0 holds F fixed and is exact on N(0, c^2 I) too.
 
@@ -35,7 +35,7 @@ from .multistep import lagrange_integrals
 
 @dataclass(frozen=True)
 class Angular(Multistep):
-    """(12) through the last ``nodes`` evaluations; then, where ``corrector`` > 0, again through the predicted level and the latest others,
+    """Theory, eq. (23) through the last ``nodes`` evaluations; then, where ``corrector`` > 0, again through the predicted level and the latest others,
     ``corrector`` in all. The next step evaluates the network at the predicted state and corrects that before it goes on, so that a step is
     one call and the last one stays as predicted. Order ``nodes``, with a corrector min(nodes + 1, corrector). ``scale``: the standard
     deviation of the data, as far as known."""
@@ -85,7 +85,7 @@ class Angular(Multistep):
                                   lambda lam: -0.5 / np.cosh(lam + math.log(self.scale)))
 
     def advance(self, z: Any, t: NoiseLevel, s: NoiseLevel, memory: Sequence[tuple[NoiseLevel, tuple[Any, int]]]) -> Any:
-        """z at s from z at t by (12)."""
+        """z at s from z at t by theory, eq. (23)."""
         for w, (_, (f, _)) in zip(self.weights([level for level, _ in memory], t, s), memory):
             z = z - w * f
         return z

@@ -2,8 +2,8 @@ r"""The discrete chain samplers, DDPM and DDIM, between any two levels.
 
 With h = lambda_s - lambda_t and fresh = 1 - e^{-2h}, the share of the noise at t that a forward step s -> t has put there,
 
-    x_s = alpha_s x0 + sigma_s sqrt(1 - eta^2 fresh) eps + eta std xi,   std = sigma_s sqrt(fresh)  ("posterior", beta tilde)     (7)
-                                                                    or   std = sigma_t sqrt(fresh)  ("beta").
+    x_s = alpha_s x0 + sigma_s sqrt(1 - eta^2 fresh) eps + eta std xi,   std = sigma_s sqrt(fresh)  ("posterior", beta tilde)
+                                                                    or   std = sigma_t sqrt(fresh)  ("beta"): theory, eq. (18).
 
 Adding alpha_s fresh Cov(x_0 | x_t)^{1/2} xi' makes the reverse covariance the optimal one: exact for Gaussian data at any number of
 steps. References: Ho et al. 2020 (eq. 6-7), Song et al. 2021a (eq. 12), Bao et al. 2022 (arXiv:2201.06503, Analytic-DPM).
@@ -30,7 +30,7 @@ from .rosenbrock import linearised, rows
 
 @dataclass(frozen=True)
 class DDIM(Solver):
-    """(7). ``eta`` is Song's, in [0, 1]: 0 is DDIM, 1 the DDPM chain.
+    """Theory, eq. (18). ``eta`` is Song's, in [0, 1]: 0 is DDIM, 1 the DDPM chain.
 
     ``variance``: "posterior", "beta", "optimal" (eta = 1: the full posterior covariance sigma_t^2/alpha_t d x0/dx, from the
     model's Jacobian, d backward passes a step for d coordinates), or a function of the level: the mean variance of a coordinate

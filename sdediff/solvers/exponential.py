@@ -3,9 +3,9 @@ r"""Exponential integrators: the linear part of the equation is solved exactly, 
 With h = lambda_s - lambda_t, q = 1 + eta^2 and kappa = sigma/alpha, variation of constants gives two exact forms,
 
     x0:   x_s = sigma_s/sigma_t e^{-eta^2 h} x + alpha_s int_0^h q e^{-q (h - u)} x0(lambda_t + u) du
-                + sigma_s sqrt(1 - e^{-2 eta^2 h}) xi,                                                                   (4)
+                + sigma_s sqrt(1 - e^{-2 eta^2 h}) xi,                                                      theory, eq. (12)
     eps:  x_s = alpha_s/alpha_t x - q alpha_s kappa_t int_0^h e^{-u} eps(lambda_t + u) du
-                + eta alpha_s sqrt(kappa_t^2 - kappa_s^2) xi,                                                            (5)
+                + eta alpha_s sqrt(kappa_t^2 - kappa_s^2) xi,                                               theory, eq. (13)
 
 and a Lagrange polynomial through evaluations makes them a method: through the last ones a multistep method (``Exponential``), through
 stages inside the step a single-step one (``SingleStep``), through the predicted level too a corrector (``PredictorCorrector``). A shorter
@@ -82,12 +82,12 @@ def weights(nodes: Sequence[float], h: float, q: float, kernel: str = "exact") -
 
 
 def advance(x: Any, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], form: str, kernel: str = "exact", eta: float = 0.0) -> Any:
-    """The step from t to s of (4) or (5) without its noise, x0 or eps interpolated through the nodes."""
+    """The step from t to s of theory, eqs. (12) or (13) without its noise, x0 or eps interpolated through the nodes."""
     h, q = s.lam - t.lam, 1 + eta**2
     places = [level.lam - t.lam for level, _ in nodes]
     if form == "x0":
         scale, w = s.alpha, weights(places, h, q, kernel)
-    else:                                       # alpha_s kappa_t e^{-u} = sigma_s e^{h - u}: the kernel of (4) with q = -1
+    else:                                       # alpha_s kappa_t e^{-u} = sigma_s e^{h - u}: the kernel of (12) with q = -1
         scale, w = q * s.sigma, weights(places, h, -1.0, kernel)
     x = gain(t, s, form, eta) * x
     for w_j, (_, value) in zip(w, nodes):
@@ -96,7 +96,7 @@ def advance(x: Any, t: NoiseLevel, s: NoiseLevel, nodes: Sequence[Node], form: s
 
 
 def noise_std(t: NoiseLevel, s: NoiseLevel, form: str, eta: float) -> float:
-    """Standard deviation of the noise that (4) or (5) adds between t and s."""
+    """Standard deviation of the noise that theory, eqs. (12) or (13) adds between t and s."""
     h = s.lam - t.lam
     if form == "x0":
         return s.sigma * math.sqrt(abs(math.expm1(-2 * eta**2 * h)))
@@ -104,7 +104,7 @@ def noise_std(t: NoiseLevel, s: NoiseLevel, form: str, eta: float) -> float:
 
 
 def gain(t: NoiseLevel, s: NoiseLevel, form: str, eta: float) -> float:
-    """The linear part of (4) or (5): what is left at s of a displacement of x at t, the evaluations held fixed."""
+    """The linear part of theory, eqs. (12) or (13): what is left at s of a displacement of x at t, the evaluations held fixed."""
     return s.sigma / t.sigma * math.exp(-eta**2 * (s.lam - t.lam)) if form == "x0" else s.alpha / t.alpha
 
 
@@ -122,7 +122,7 @@ def infinite_step(p: Prediction, s: NoiseLevel, xi: Any) -> Any:
 class Exponential(Multistep):
     """The multistep exponential integrator of order 1 to 4, for any eta.
 
-    ``form``: "x0" (4) or "eps" (5), what is interpolated. ``kernel``: "exact" integrals, or "published" for DPM-Solver++ 2M and 3M as
+    ``form``: "x0" or "eps", what is interpolated: theory, eqs. (12) or (13). ``kernel``: "exact" integrals, or "published" for DPM-Solver++ 2M and 3M as
     printed (x0 form; its third order converges at order 2). Order 1 in x0 form is DDIM (eta = 0) and the DDPM posterior chain
     (eta = 1). For eta > 0 it has weak order 1; there three nodes and more are for steps below 0.5 in lambda (some 20 over the whole span),
     since the kernel sits at the far end of the step, where a parabola through noisy evaluations has left the data. A step from alpha = 0

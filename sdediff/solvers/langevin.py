@@ -1,4 +1,4 @@
-r"""Langevin correctors: MCMC on p_s at a fixed level, x <- x + h score + sqrt(2 h) z.
+r"""Langevin correctors: MCMC on p_s at a fixed level, x <- x + h score + sqrt(2 h) z: theory, eq. (24).
 
 A corrector is a step of zero duration: it moves x at s and leaves time alone. On N(0, v) the stationary variance is
 v / (1 - h/(2 v)), stable for h < 2 v; the Metropolis correction makes it v. References: Song & Ermon 2019; Song et al. 2021,

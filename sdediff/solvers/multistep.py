@@ -1,12 +1,12 @@
 r"""Adams-Bashforth in the exploded chart, d(x/alpha) = eps d(kappa) with kappa = sigma/alpha: eps is interpolated in a variable of choice,
 
-    x_s = alpha_s/alpha_t x + alpha_s sum_j w_j eps_j,     w_j = int_{kappa_t}^{kappa_s} l_j(u(kappa)) d(kappa).                 (6)
+    x_s = alpha_s/alpha_t x + alpha_s sum_j w_j eps_j,     w_j = int_{kappa_t}^{kappa_s} l_j(u(kappa)) d(kappa).    theory, eq. (15)
 
 u = kappa ("rho") gives the linear multistep method of k-diffusion and rho-DEIS, in closed form; u = t gives t-DEIS, by quadrature.
 The same polynomial in kappa through x0, with eta and H(lambda) = int_lambda^{lambda_s} eta^2, is the extended reverse-time solver,
 
     x_s = sigma_s/sigma_t e^{-H(lambda_t)} x + alpha_s sum_j w_j x0_j + sigma_s sqrt(1 - e^{-2 H(lambda_t)}) xi,
-    w_j = int l_j(kappa(lambda)) (1 + eta^2) e^{lambda - lambda_s - H(lambda)} d(lambda).                                        (9)
+    w_j = int l_j(kappa(lambda)) (1 + eta^2) e^{lambda - lambda_s - H(lambda)} d(lambda).                           theory, eq. (21)
 
 References: Zhang & Chen 2023 (arXiv:2204.13902), Sec. 3 and App. B; Liu et al. 2022 (PNDM); Cui et al. 2023 (arXiv:2309.06169, ER-SDE);
 Hairer, Norsett & Wanner 1993, III.5.
@@ -52,7 +52,7 @@ def lagrange_integrals(nodes: Sequence[float], variable: Callable[[np.ndarray], 
 
 @dataclass(frozen=True)
 class AdamsBashforth(Multistep):
-    """(6) through the last ``nodes`` evaluations; ``variable`` "rho" (kappa itself) or "t". Order ``nodes``."""
+    """Theory, eq. (15) through the last ``nodes`` evaluations; ``variable`` "rho" (kappa itself) or "t". Order ``nodes``."""
 
     nodes: int = 2
     variable: str = "rho"
@@ -64,7 +64,7 @@ class AdamsBashforth(Multistep):
         choice("variable", self.variable, ("rho", "t"))
 
     def weights(self, eq: ReverseSDE, levels: Sequence[NoiseLevel], t: NoiseLevel, s: NoiseLevel) -> list[float]:
-        """The w_j of (6) for evaluations at ``levels``."""
+        """The w_j of theory, eq. (15) for evaluations at ``levels``."""
         a, b = t.sigma / t.alpha, s.sigma / s.alpha
         if self.variable == "rho":              # polynomials of degree below 4 in the integration variable: exact on one panel
             return lagrange_integrals([m.sigma / m.alpha for m in levels], lambda k: k, a, b)
@@ -87,7 +87,7 @@ class AdamsBashforth(Multistep):
 
 @dataclass(frozen=True)
 class ERSDE(Multistep):
-    """(9) through the last ``nodes`` evaluations of x0, interpolated in kappa; eta may vary along the step, and its integral is exact.
+    """Theory, eq. (21) through the last ``nodes`` evaluations of x0, interpolated in kappa; eta may vary along the step, and its integral is exact.
     Order ``nodes`` on the flow. The published third order takes a one-sided difference for the first derivative and has order 2."""
 
     nodes: int = 2

@@ -4,7 +4,7 @@ A method with one evaluation a step is linear: x_{k+1} = c x_k + sum_j (p_j x0_j
 On a point mass x0_j and eps_j do not depend on j, and the exact step is x_{k+1} = alpha_s x0 + sigma_s eps. A method is exact there iff it
 differs from any other exact one, such as a multistep exponential step Phi, by terms that vanish when the evaluations agree:
 
-    x_{k+1} = Phi(x_k; x0_0, ...) + alpha_s sum_{j>0} a_kj (x0_j - x0_0) + sigma_s sum_{j>0} b_kj (eps_j - eps_0).               (15)
+    x_{k+1} = Phi(x_k; x0_0, ...) + alpha_s sum_{j>0} a_kj (x0_j - x0_0) + sigma_s sum_{j>0} b_kj (eps_j - eps_0).   theory, eq. (36)
 
 (x_k = alpha x0_0 + sigma eps_0 is among them.) With a = b = 0 it is Phi; with a and b of its own in every step the method belongs to one
 grid, and to the model that it was tuned on (``sdediff.tuning``). Non-stationary solvers: Shaul et al. 2024 (arXiv:2403.01329).
@@ -38,7 +38,7 @@ def correction(history: Sequence[Prediction], s: NoiseLevel, a: Sequence[Any], b
 
 @dataclass(frozen=True)
 class NonStationary(Solver):
-    """(15): ``inner`` is Phi, a multistep solver with one evaluation a step; ``times``, the N + 1 knots that it belongs to; ``a`` and
+    """Theory, eq. (36): ``inner`` is Phi, a multistep solver with one evaluation a step; ``times``, the N + 1 knots that it belongs to; ``a`` and
     ``b``, for each of the N steps a row of coefficients, each within +-4, for the evaluations before the latest, newest first (none where a
     step is left as it is). It runs down its own grid alone; elsewhere a step raises ValueError. It has no order: on its one grid its error
     is what it was tuned to."""

@@ -11,7 +11,7 @@ With A = U diag(s) V^T, the coordinates V^T x_t that A sees are measured, each b
 *Twisted sequential Monte Carlo.* With psi_t(x_t) = N(y; A x0(x_t), r_t^2 A A^T + v I), an estimate of p(y|x_t) that is exact at
 sigma = 0, a particle moves by the DDPM kernel p(x_s|x_t) with its denoiser updated by sigma^2/alpha grad log psi_t, its weight by
 
-    w <- w  p(x_s|x_t) psi_s(x_s) / (q(x_s|x_t) psi_t(x_t)),        w = psi_T(x_T) at the start,        (20)
+    w <- w  p(x_s|x_t) psi_s(x_s) / (q(x_s|x_t) psi_t(x_t)),        w = psi_T(x_T) at the start,        theory, eq. (33)
 
 so that, whatever psi is before the end, weighted averages converge to those under p(x_0) p(y|x_0)/p(y), with p(x_0) the law of the DDPM
 sampler on this grid, and the mean weight to p(y). Clouds are resampled, systematically, when their effective sample size 1/sum W^2 falls

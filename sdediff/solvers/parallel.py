@@ -3,7 +3,7 @@ r"""Parallel in time: the steps of a run as one system of equations, swept over 
 A one-step solver computes x_{j+1} = Phi_j(x_j), its noise being fixed beforehand. Given a guess of the states, a sweep evaluates every
 Phi_j of a window at once, and then runs the cheap recursion
 
-    x'_j+1 = Phi_j(x_j) + m_j (x'_j - x_j),      x'_k = x_k exact,                                                       (10)
+    x'_j+1 = Phi_j(x_j) + m_j (x'_j - x_j),      x'_k = x_k exact,                                                        (1)
 
 serially. Its fixed point is the serial run whatever the number m_j, and after every sweep one more leading state is exact, so that there
 are never more sweeps than steps; a good m_j makes many of them exact at once. m_j = Phi_j' would be Newton's iteration. Picard's, with

@@ -3,7 +3,7 @@ r"""Methods that linearise the model: its Jacobian in every step, one forward an
 In the exploded chart y = x/alpha, kappa = sigma/alpha, the probability flow is dy/d(kappa) = eps(y, kappa). With J = d eps/dy at the
 current point and the remainder N = eps - J y interpolated through the last evaluations, N(kappa_t + v h) = sum_k c_k v^k,
 
-    y_s = e^{hJ} y + h sum_k k! phi_{k+1}(hJ) c_k,      h = kappa_s - kappa_t,                                             (8)
+    y_s = e^{hJ} y + h sum_k k! phi_{k+1}(hJ) c_k,      h = kappa_s - kappa_t,                                theory, eq. (20)
 
 an exponential Rosenbrock method of Adams type, order = the number of evaluations. The sum is one matrix exponential of an augmented
 matrix. References: Hochbruck & Ostermann 2010, Sec. 2.4 and 2.7; Al-Mohy & Higham 2011, Thm 2.1.
@@ -67,7 +67,7 @@ def exponential_action(a: Tensor, y: Tensor, b: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Rosenbrock(Multistep):
-    """(8) through the last ``nodes`` evaluations, order ``nodes``. Steps longer than 1 in lambda, over which neither J
+    """Theory, eq. (20) through the last ``nodes`` evaluations, order ``nodes``. Steps longer than 1 in lambda, over which neither J
     nor the remainder stays what it was, are DDIM steps."""
 
     nodes: int = 2

@@ -1,6 +1,7 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
 from . import grids, guidance, inverse, operators, random, selection, solvers, targets
 from .equation import ReverseSDE
+from .guards import NumericalWarning
 from .latent import decode, denoise_from, interpolate, renoise, round_trip, slerp
 from .likelihood import Bins, Bound, LogProb, bits_per_dim, dequantise, elbo, log_prob
 from .recipes import Method, method, methods
@@ -25,6 +26,7 @@ __all__ = [
     "Method",
     "NetworkError",
     "NoiseLevel",
+    "NumericalWarning",
     "Path",
     "Prediction",
     "RectifiedFlow",

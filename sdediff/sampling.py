@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import chunks, compilation, contracts, execution, random
+from . import chunks, compilation, contracts, execution, guards, random
 from .equation import ReverseSDE
 from .execution import Watched
 from .grids import DDPM, checked
 from .grids import grid as as_grid
+from .progress import bar as progress_bar
 from .random import BrownianPath, Noise, quadratic_variation
 from .ranks import Ranks
 from .recipes import Choice, Method, Run, chooses, chosen, methods
@@ -102,6 +103,9 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
         warnings.warn(f"steps={len(times) - 1}: {recipe.name} has its order from {recipe.solver.remembers + 1} steps on, when it remembers "
                       f"{recipe.solver.remembers} evaluations; these steps use the ones that there are, at lower order.", stacklevel=3)
 
+    guards.start(sde, score, levels[0], start)
+    guards.half(score, levels, autocast)
+
     draws = start is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
     source, used = (_noise(noise, seed, size, inner, device, eq, levels, contracts.integer("first", first, 0)) if draws else (None, None))
     watched.batch = size[0]
@@ -110,7 +114,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     keep = (lambda x: trajectory.append(x.to(dtype))) if record else None
     with _bar(progress, recipe.name, len(levels)) as bar:
         x, path, warmup, told = _solve(recipe.solver, eq, watched, x, levels, source, table, compile, bar, keep)
-    x = x.to(dtype)
+    x = guards.cast(x, dtype)
     if x_init is not None and x.data_ptr() == x_init.data_ptr():
         x = x.clone()
     eta = "a function" if callable(recipe.eta) else recipe.eta
@@ -156,8 +160,7 @@ def _bar(progress: bool, name: str, total: int) -> Any:
     """A progress bar over levels, or None, as a context."""
     if not progress:
         return contextlib.nullcontext()
-    from tqdm.auto import tqdm
-    return tqdm(total=total, desc=name, unit="level", leave=False)
+    return progress_bar(total, True, desc=name, unit="level", leave=False)
 
 
 def sample(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,

@@ -55,7 +55,6 @@ import json
 import math
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -67,9 +66,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import contracts
+from . import contracts, guards
 from . import sde as processes
 from .contracts import choice, integer, real, state
+from .progress import bar
 from .random import WhiteNoise
 from .ranks import ALONE, Ranks
 from .score import NetworkClassifier, NetworkScore, Prediction, Score, log_posterior
@@ -565,6 +565,8 @@ def _trained(model: Any, losses: Losses, sde: SDE, data: Tensor, conditions: Map
         if not isinstance(value, Tensor) or value.shape[:1] != data.shape[:1]:
             raise ValueError(f"conditions[{name!r}]={getattr(value, 'shape', value)}: expected a tensor with a leading axis "
                              f"of {len(data)}, that of data.")
+    if isinstance(model, NetworkScore):
+        guards.data(sde, data)
     null = _nulls(config.drop, conditions, null)
     path = None if checkpoint is None else Path(checkpoint)
     if path is not None and path.exists() and not resume:
@@ -692,18 +694,15 @@ class _Run:
         return value[0]
 
     def loop(self, path: Path | None, progress: bool) -> None:
-        from tqdm import tqdm
-
         config, training, first = self.config, self.network.training, self.ranks.rank == 0
         path, progress = (path, progress) if first else (None, False)
         self.network.train()
         try:
-            with tqdm(total=config.steps, initial=self.step, disable=not progress, desc="train", dynamic_ncols=True,
-                      mininterval=0.2 if sys.stderr.isatty() else 10.0) as bar:
+            with bar(config.steps, progress, initial=self.step, desc="train", dynamic_ncols=True, mininterval=0.2) as shown:
                 while self.step < config.steps:
                     self.advance()
-                    if bar.update() or self.step == config.steps:
-                        bar.set_postfix_str(f"loss {self.recent():.4g}", refresh=False)
+                    if shown.update() or self.step == config.steps:
+                        shown.set_postfix_str(f"loss {self.recent():.4g}", refresh=False)
                     if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                         self.check()
                         if path is not None:

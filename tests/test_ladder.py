@@ -14,11 +14,11 @@ OWN = {"plots": {"matplotlib"}, "cli": {"jsonargparse"}}       # the one module 
 HEAVY = {"scipy", "torchsde", "matplotlib", "sklearn", "mlxtend", "PIL", "tqdm", "jsonargparse", "torchdiffeq", "torchvision"}
 
 # A module may import modules of lower floors; solvers may also import each other.
-FLOORS = [["contracts"], ["random", "ranks", "operators"], ["sde", "chunks"], ["grids", "score"], ["guidance", "targets", "equation"], ["solvers", "inverse"],
+FLOORS = [["contracts", "progress"], ["random", "ranks", "operators"], ["sde", "chunks"], ["grids", "score", "guards"], ["guidance", "targets", "equation"], ["solvers", "inverse"],
           ["recipes", "execution"], ["compilation"], ["sampling", "tuned"], ["likelihood", "latent", "tuning", "analysis"], ["selection"]]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 # And these see no more than they need.
-NARROW = {"solvers": {"contracts", "random", "sde", "score", "equation", "solvers"}, "training": {"contracts", "random", "ranks", "sde", "score"}}
+NARROW = {"solvers": {"contracts", "random", "sde", "score", "equation", "solvers"}, "training": {"contracts", "guards", "progress", "random", "ranks", "sde", "score"}}
 
 
 def room(module: str) -> str:

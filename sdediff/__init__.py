@@ -1,5 +1,5 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
-from . import grids, guidance, inverse, operators, random, selection, solvers, targets
+from . import adapters, grids, guidance, inverse, operators, random, selection, solvers, targets
 from .equation import ReverseSDE
 from .guards import NumericalWarning
 from .latent import decode, denoise_from, interpolate, renoise, round_trip, slerp
@@ -34,6 +34,7 @@ __all__ = [
     "SampleInfo",
     "StepBudgetError",
     "SubVPSDE",
+    "adapters",
     "as_torchsde",
     "bits_per_dim",
     "decode",

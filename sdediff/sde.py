@@ -570,8 +570,8 @@ class ChainSDE(SDE):
             q = v / a**2
         if (np.diff(q) <= 0).any():
             i = int(np.argmax(np.diff(q) <= 0))
-            raise ValueError(f"alphas, sigmas: alpha/sigma at index {i} is not below that at index {i - 1}; expected levels from the cleanest "
-                             "to the noisiest; alphas[::-1], sigmas[::-1] turns a table round.")
+            raise ValueError(f"alphas, sigmas: alpha/sigma at index {i} is not below that at index {i - 1}; expected levels from the "
+                             "cleanest to the noisiest; alphas[::-1], sigmas[::-1] turns a table round.")
         object.__setattr__(self, "_table", tuple(map(torch.from_numpy, (a, v, q))))
 
     @property

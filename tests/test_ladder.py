@@ -11,11 +11,12 @@ ROOT = pathlib.Path(__file__).parent.parent / "sdediff"
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in ROOT.rglob("*.py")}
 MODULES["(package)"] = MODULES.pop("__init__")
 OWN = {"plots": {"matplotlib"}, "cli": {"jsonargparse"}}       # the one module that is made of a heavy package
-HEAVY = {"scipy", "torchsde", "matplotlib", "sklearn", "mlxtend", "PIL", "tqdm", "jsonargparse", "torchdiffeq", "torchvision"}
+HEAVY = {"scipy", "torchsde", "matplotlib", "sklearn", "mlxtend", "PIL", "tqdm", "jsonargparse", "torchdiffeq", "torchvision",
+         "diffusers"}
 
 # A module may import modules of lower floors; solvers may also import each other.
 FLOORS = [["contracts", "progress"], ["random", "ranks", "operators"], ["sde", "chunks"], ["grids", "score", "guards"], ["guidance", "targets", "equation"], ["solvers", "inverse"],
-          ["recipes", "execution"], ["compilation"], ["sampling", "tuned"], ["likelihood", "latent", "tuning", "analysis"], ["selection"]]
+          ["recipes", "execution"], ["compilation"], ["sampling", "tuned"], ["likelihood", "latent", "tuning", "analysis", "adapters"], ["selection"]]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 # And these see no more than they need.
 NARROW = {"solvers": {"contracts", "random", "sde", "score", "equation", "solvers"}, "training": {"contracts", "guards", "progress", "random", "ranks", "sde", "score"}}
@@ -97,7 +98,7 @@ def test_import_is_light_and_draws_nothing():
     code = ("import torch, sys; before = torch.get_rng_state(); import sdediff; "
             "assert torch.equal(before, torch.get_rng_state()); "
             "print([m for m in ('scipy.stats', 'scipy.integrate', 'scipy.optimize', 'torchsde', 'matplotlib', 'sklearn', 'mlxtend', "
-            "'PIL.Image', 'torchdiffeq', 'torchvision', 'jsonargparse') if m in sys.modules])")
+            "'PIL.Image', 'torchdiffeq', 'torchvision', 'jsonargparse', 'diffusers', 'safetensors') if m in sys.modules])")
     out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=False)
     assert out.returncode == 0, out.stderr
     assert out.stdout.strip() == "[]"

@@ -5,25 +5,36 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 INTEGRATED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INT64 = 2**63 - 1
+MOST = 10**6            # steps and network calls of a run: more than any has, and few enough to be counted
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: whole if it is short."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} {tuple(value.shape)} of {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None, hint: str = "") -> int:
     """An integer in [low, high]; bools and floats (also 10.0) are refused."""
-    if type(value) is int and (low is None or low <= value) and (high is None or value <= high):
+    if type(value) is int and (-INT64 if low is None else low) <= value <= (INT64 if high is None else high):
         return value                            # nothing to say, at a fifth of the price
     expected = f"an integer{_range(low, high, True, True)}{hint and '; ' + hint}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name}={value!r}: expected {expected}.")
+        raise TypeError(f"{name}={shown(value)}: expected {expected}.")
     n = int(value)
-    if (low is not None and n < low) or (high is not None and n > high):
-        raise ValueError(f"{name}={value!r}: expected {expected}.")
+    if (low is not None and n < low) or (high is not None and n > high) or abs(n) > INT64:
+        raise ValueError(f"{name}={shown(value)}: expected {expected}.")
     return n
 
 
@@ -33,26 +44,91 @@ def real(name: str, value: Any, low: float | None = None, high: float | None = N
     if type(value) is float and (-math.inf if low is None else low) < value < (math.inf if high is None else high):
         return value
     expected = f"a finite number{_range(low, high, not low_open, not high_open)}{hint and '; ' + hint}"
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+    if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}={value!r}: expected {expected}.")
-    v = float(value)
+        raise TypeError(f"{name}={shown(value)}: expected {expected}.")
+    try:
+        v = float(value)
+    except OverflowError:                       # an integer beyond all floats
+        v = math.inf if value > 0 else -math.inf
     below = low is not None and (v <= low if low_open else v < low)
     above = high is not None and (v >= high if high_open else v > high)
     if not math.isfinite(v) or below or above:
-        raise ValueError(f"{name}={value!r}: expected {expected}.")
+        raise ValueError(f"{name}={shown(value)}: expected {expected}.")
     return v
+
+
+def flags(**values: Any) -> None:
+    """Each True or False, and nothing that merely counts as one of them."""
+    for name, value in values.items():
+        if value is not True and value is not False and not isinstance(value, np.bool_):
+            raise TypeError(f"{name}={shown(value)}: expected True or False.")
+
+
+def text(name: str, value: Any, such: str) -> str:
+    """A string that is not empty, ``such`` as an example."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}={shown(value)}: expected a string such as {such!r}.")
+    if not value:
+        raise ValueError(f"{name}='': expected a string such as {such!r}.")
+    return value
+
+
+def function(name: str, value: Any, such: str, none: bool = False) -> Any:
+    """Something to call, ``such`` as an example; with ``none`` also None. A module of torch is a network, which no function here is."""
+    if not (none and value is None) and (not callable(value) or isinstance(value, (type, torch.nn.Module))):
+        raise TypeError(f"{name}={shown(value)}: expected a function such as {such}{' or None' * none}.")
+    return value
+
+
+def instance(name: str, value: Any, kind: type | tuple[type, ...], such: str, none: bool = False) -> Any:
+    """An instance of a class, ``such`` as an example; with ``none`` also None."""
+    if not (none and value is None) and not isinstance(value, kind):
+        raise TypeError(f"{name}={shown(value)}: expected {such}{' or None' * none}.")
+    return value
+
+
+def names(name: str, value: Any, such: str) -> dict[str, Any]:
+    """A mapping from names, copied; None is an empty one."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name}={shown(value)}: expected a mapping such as {such}, or None.")
+    for key in value or ():
+        if not isinstance(key, str):
+            raise TypeError(f"{name}={shown(value)}: expected names for keys, as in {such}.")
+    return dict(value or {})
+
+
+def known(whose: str, given: Iterable[str] | Mapping[str, Any], options: Iterable[str] | Mapping[str, Any]) -> None:
+    """Names of options that there are, of those that ``options`` lists, or gives with their defaults."""
+    every = {name: f"{name}={shown(options[name])}" if isinstance(options, Mapping) else name for name in options}
+    for name in given:
+        if name not in every:
+            near = difflib.get_close_matches(name, every, n=1)
+            raise TypeError(f"{name}={shown(given[name]) if isinstance(given, Mapping) else '...'}: {whose} has no such option"
+                            f"{f', nearest: {near[0]}' if near else ''}; expected "
+                            + (f"one of: {', '.join(every.values())}." if every else "no option."))
+
+
+def sequence(name: str, value: Any, such: str, least: int = 1) -> list[Any]:
+    """A list of at least so many values: of a sequence or an array of one axis, and no text, mapping or set."""
+    if isinstance(value, (Tensor, np.ndarray)) and value.ndim == 1:
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{name}={shown(value)}: expected a sequence, {such}.")
+    if len(value) < least:
+        raise ValueError(f"{name}={shown(value)}: expected {such}.")
+    return list(value)
 
 
 def choice(name: str, value: Any, choices: Iterable[str]) -> str:
     """One of the names; the error lists the nearest ones first."""
     names = list(choices)
     if not isinstance(value, str):
-        raise TypeError(f"{name}={value!r}: expected one of the names {', '.join(names)}.")
+        raise TypeError(f"{name}={shown(value)}: expected one of the names {', '.join(names)}.")
     if value not in names:
         near = difflib.get_close_matches(value, names, n=3, cutoff=0.5)
-        raise ValueError(f"{name}={value!r} is unknown; " + (f"nearest: {', '.join(near)}. " if near else "")
+        raise ValueError(f"{name}={shown(value)} is unknown; " + (f"nearest: {', '.join(near)}. " if near else "")
                          + f"Expected one of: {', '.join(names)}.")
     return value
 
@@ -60,7 +136,7 @@ def choice(name: str, value: Any, choices: Iterable[str]) -> str:
 def state(name: str, x: Any, rank: int = 1) -> Tensor:
     """A real floating tensor (B, *D) with a leading batch axis, finite."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}={type(x).__name__}: expected a torch.Tensor of shape (B, ...); torch.as_tensor({name}).")
+        raise TypeError(f"{name}={shown(x)}: expected a torch.Tensor of shape (B, ...); torch.as_tensor({name}).")
     if x.dtype not in INTEGRATED:
         raise TypeError(f"{name}.dtype={x.dtype}: expected a floating dtype (float16, bfloat16, float32, float64); "
                         f"{name}.float() converts.")
@@ -88,29 +164,39 @@ def labels(name: str, value: Any, batch: int, classes: int, device: torch.device
 
 def dtype(name: str, value: Any) -> torch.dtype:
     """A floating dtype that states may have."""
-    if value not in INTEGRATED:
-        raise TypeError(f"{name}={value!r}: expected a floating dtype (float16, bfloat16, float32, float64).")
+    if not isinstance(value, torch.dtype) or value not in INTEGRATED:
+        raise TypeError(f"{name}={shown(value)}: expected a floating dtype (float16, bfloat16, float32, float64).")
     return value
 
 
 def device(name: str, value: Any) -> torch.device:
     """A device that is there."""
+    if not isinstance(value, (str, int, torch.device)) or isinstance(value, bool):
+        raise TypeError(f"{name}={shown(value)}: expected the name of a device such as 'cpu' or 'cuda', or a torch.device.")
     try:
         return torch.empty(0, device=value).device
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"{name}={value!r}: no such device here ({str(error).splitlines()[0]}); expected 'cpu'"
+    except (RuntimeError, AssertionError, OverflowError, ValueError) as error:
+        raise ValueError(f"{name}={shown(value)}: no such device here ({str(error).splitlines()[0]}); expected 'cpu'"
                          + (" or 'cuda'." if torch.cuda.is_available() else ".")) from None
+
+
+def dtype_of(name: str, value: Any) -> torch.dtype:
+    """The same, None for the default one."""
+    return dtype(name, torch.get_default_dtype() if value is None else value)
+
+
+def device_of(name: str, value: Any) -> torch.device:
+    """A device that is there, None for the default one."""
+    return device(name, torch.get_default_device() if value is None else value)
 
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
     """A shape (B, ...): non-negative integers, the first is the batch."""
-    try:
-        sizes = tuple(value)
-    except TypeError:
-        raise TypeError(f"{name}={value!r}: expected a tuple of integers such as (1000, 2).") from None
-    if not sizes:
-        raise ValueError(f"{name}=(): expected a leading batch axis, such as (1000, 2).")
-    return tuple(integer(f"{name}[{i}]", n, 0) for i, n in enumerate(sizes))
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{name}={shown(value)}: expected a tuple of integers such as (1000, 2).")
+    if not len(value):
+        raise ValueError(f"{name}={shown(value)}: expected a leading batch axis, such as (1000, 2).")
+    return tuple(integer(f"{name}[{i}]", n, 0) for i, n in enumerate(value))
 
 
 def _range(low: float | None, high: float | None, low_in: bool, high_in: bool) -> str:

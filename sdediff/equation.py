@@ -30,9 +30,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import real
+from .contracts import instance, real
 from .score import Prediction, Score
-from .sde import SDE, NoiseLevel
+from .sde import A_PROCESS, SDE, NoiseLevel
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,7 @@ class ReverseSDE:
     eta: float | Callable[[NoiseLevel], Any] = 0.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sde, SDE):
-            raise TypeError(f"sde={type(self.sde).__name__}: expected a forward process such as sdediff.VPSDE().")
+        instance("sde", self.sde, SDE, A_PROCESS)
         if not callable(self.score):
             raise TypeError(f"score={type(self.score).__name__}: expected a callable (x, level) -> Prediction; "
                             "sdediff.from_network(net, predicts='eps') makes one.")

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .contracts import choice, integer, real
-from .sde import SDE
+from .contracts import MOST, choice, instance, integer, real, sequence, shown
+from .sde import A_PROCESS, SDE
 
 
 class Grid(abc.ABC):
@@ -33,7 +33,8 @@ class Grid(abc.ABC):
 
     def __call__(self, sde: SDE, steps: int, t_start: float | None = None, t_end: float | None = None) -> list[float]:
         """Raises TypeError or ValueError on steps < 1, or times outside [0, t_max], or t_start <= t_end."""
-        steps = integer("steps", steps, 1)
+        instance("sde", sde, SDE, A_PROCESS)
+        steps = integer("steps", steps, 1, MOST)
         start = sde.t_max if t_start is None else real("t_start", t_start, 0.0, sde.t_max)
         end = sde.t_min if t_end is None else real("t_end", t_end, 0.0, sde.t_max)
         if not end < start:
@@ -48,9 +49,9 @@ class Grid(abc.ABC):
 
 def checked(sde: SDE, times: Sequence[float]) -> list[float]:
     """A decreasing list of at least two finite times in [0, t_max]; anything else raises ValueError."""
-    grid = [real(f"times[{i}]", t, 0.0, sde.t_max) for i, t in enumerate(times)]
-    if len(grid) < 2:
-        raise ValueError(f"times={grid}: expected at least two times, from noise down to data.")
+    instance("sde", sde, SDE, A_PROCESS)
+    such = "[0.9, 0.5, 0.1], two or more times from noise down to data"
+    grid = [real(f"times[{i}]", t, 0.0, sde.t_max) for i, t in enumerate(sequence("times", times, such, 2))]
     for i, (t, s) in enumerate(itertools.pairwise(grid)):
         if not s < t:
             raise ValueError(f"times[{i}]={t}, times[{i + 1}]={s}: expected strictly decreasing times, from noise down to data.")
@@ -137,7 +138,7 @@ class Sech(_InLambda):
 
     def at_scale(self, scale: float) -> Sech:
         """This grid for data of another standard deviation than one."""
-        return dataclasses.replace(self, centre=self.centre - math.log(scale))
+        return dataclasses.replace(self, centre=self.centre - math.log(real("scale", scale, 0.0, low_open=True)))
 
     def mass(self, lam: np.ndarray) -> np.ndarray:
         """The integral of the density from the centre to ``lam``: int sech = 2 atan(tanh(u/2))."""
@@ -197,13 +198,15 @@ def grid(spec: Any) -> Grid:
     if isinstance(spec, type) and issubclass(spec, Grid):
         return spec()
     if not isinstance(spec, str):
-        raise TypeError(f"grid={spec!r}: expected a name ({', '.join(GRIDS)}), an instance such as sdediff.grids.Karras(rho=7), "
+        raise TypeError(f"grid={shown(spec)}: expected a name ({', '.join(GRIDS)}), an instance such as sdediff.grids.Karras(rho=7), "
                         "or a decreasing list of times.")
     return GRIDS[choice("grid", spec, GRIDS)]()
 
 
 def finite_span(sde: SDE, start: float, end: float) -> tuple[float, float]:
     """The span's ends, moved inwards where lambda is infinite: the level beside them that a log-SNR grid can reach."""
+    instance("sde", sde, SDE, A_PROCESS)
+    start, end = real("start", start, 0.0, sde.t_max), real("end", end, 0.0, sde.t_max)
     inner_end = end
     if sde.at(end).sigma == 0:
         inner_end = 1.0 if sde.knots else (sde.t_min or 1e-3 * sde.t_max)
@@ -211,7 +214,7 @@ def finite_span(sde: SDE, start: float, end: float) -> tuple[float, float]:
     if sde.at(start).alpha == 0:
         inner_start = start - 1.0 if sde.knots else float(sde.time_of(torch.tensor([-abs(sde.at(inner_end).lam)], dtype=torch.float64)))
     if not inner_end < inner_start:
-        raise ValueError(f"t_start={start}, t_end={end}: the span holds no interval with finite log-SNR; expected a longer one.")
+        raise ValueError(f"start={start}, end={end}: the span holds no interval with finite log-SNR; expected a longer one.")
     return inner_start, inner_end
 
 

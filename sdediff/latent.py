@@ -25,7 +25,7 @@ from .recipes import Method
 from .recipes import method as as_method
 from .sampling import encode, sample
 from .score import Score
-from .sde import SDE
+from .sde import A_PROCESS, SDE
 
 _RENOISE = 1 << 21                              # a use of a seed that is no solver's and no start's
 
@@ -110,8 +110,7 @@ def interpolate(sde: SDE, score: Score, a: Tensor, b: Tensor, *, points: int | S
 def renoise(sde: SDE, x: Tensor, t: float, *, t_from: float = 0.0, seed: random.Seed = None) -> Tensor:
     """x (B, *D) at the time ``t_from`` (by default clean data), noised to the time t >= t_from by the exact transition law."""
     contracts.state("x", x)
-    if not isinstance(sde, SDE):
-        raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
+    contracts.instance("sde", sde, SDE, A_PROCESS)
     start = contracts.real("t_from", t_from, 0.0, sde.t_max)
     end = contracts.real("t", t, start, sde.t_max)
     level = sde.at(end)

@@ -574,7 +574,7 @@ def canonical_seed(seed: Seed, batch: int) -> int | list[int]:
         return fresh_seed()
     if isinstance(seed, Tensor):
         seed = seed.tolist()
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
+    if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
         if len(seed) != batch:
             raise ValueError(f"seed holds {len(seed)} seeds for a batch of {batch}; expected one int, or one per sample.")
         return [integer(f"seed[{i}]", s, 0, 2**63 - 1) for i, s in enumerate(seed)]

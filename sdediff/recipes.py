@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .contracts import choice, integer, real
+from .contracts import choice, flags, instance, integer, known, real, shown, text
 from .grids import DDPM, Grid, Karras, LogSNR, Quadratic, Sech, grid
-from .sde import SDE, NoiseLevel
+from .sde import A_PROCESS, SDE, NoiseLevel
 from .solvers import (
     BOGACKI_SHAMPINE,
     DDIM,
@@ -74,9 +74,18 @@ class Method:
     why: str = ""
     between: bool = False
 
+    def __post_init__(self) -> None:
+        text("name", self.name, "euler")
+        instance("solver", self.solver, Solver, "a solver such as sdediff.solvers.DDIM()")
+        _eta("eta", self.eta)
+        instance("grid", self.grid, Grid, "an instance such as sdediff.grids.Karras()", none=True)
+        instance("why", self.why, str, "a string")
+        flags(between=self.between)
+
     def default_grid(self, sde: SDE) -> Grid:
         """A grid that is the method's alone; else the knots of a discrete chain; else the grid it prefers; else the process's own
         (``SDE.spacing``)."""
+        instance("sde", sde, SDE, A_PROCESS)
         if self.grid is not None and (self.between or self.grid.steps is not None):
             return self.grid
         return DDPM() if sde.knots else self.grid or grid(sde.spacing)
@@ -131,10 +140,7 @@ def spelled(name: str | Method, **given: Any) -> Method | Choice:
     """``method``, or a name that chooses one for a run. Raises as ``method`` does."""
     if not isinstance(name, str) or not chooses(name):
         return method(name, **given)
-    known = [k for k in inspect.signature(_CHOICES[name]).parameters if k != "run"]
-    for option in given:
-        if option not in known:
-            raise TypeError(f"{option}={given[option]!r}: method {name!r} has no such option; expected one of: {', '.join(known)}.")
+    known(f"method {name!r}", given, [k for k in inspect.signature(_CHOICES[name]).parameters if k != "run"])
     return Choice(name, given)
 
 
@@ -154,6 +160,7 @@ def _register(*names: str) -> Callable[[Callable[..., Method]], Callable[..., Me
 def methods(observing: bool = False) -> tuple[str, ...]:
     """Names of every registered method that a score suffices for; with ``observing`` of those that need one with a measurement as well
     (``inverse.observe``)."""
+    flags(observing=observing)
     return tuple(name for name, recipe in _RECIPES.items() if (recipe in _OBSERVING) == observing)
 
 
@@ -177,14 +184,12 @@ def method(name: str | Method, **given: Any) -> Method:
     nearest ones, an unknown option a TypeError that lists the method's options."""
     if isinstance(name, Method):
         if given:
-            raise TypeError(f"options {sorted(given)}: {name.name!r} is a finished Method; set them where it is made, "
-                            f"sdediff.method({name.name!r}, {next(iter(given))}=...).")
+            option, value = next(iter(given.items()))
+            raise TypeError(f"{option}={shown(value)}: {name.name!r} is a finished Method; expected its options where it is made, "
+                            f"sdediff.method({name.name!r}, {option}=...).")
         return name
-    recipe, known = _recipe(name), options(name)
-    for option in given:
-        if option not in known:
-            raise TypeError(f"{option}={given[option]!r}: method {name!r} has no such option; expected "
-                            + (f"one of: {', '.join(f'{k}={v!r}' for k, v in known.items())}." if known else "no option."))
+    recipe = _recipe(name)
+    known(f"method {name!r}", given, options(name))
     return recipe(name, **given)
 
 

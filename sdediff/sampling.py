@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,8 +27,8 @@ from .ranks import Ranks
 from .recipes import Choice, Method, Run, chooses, chosen, methods
 from .recipes import method as as_method
 from .score import NetworkError, Prediction, Score, autocast_dtype, calls_at
-from .sde import SDE, NoiseLevel, transition
-from .solvers import Observing, Solver, State
+from .sde import A_PROCESS, SDE, NoiseLevel, transition
+from .solvers import Form, Observing, Solver, State
 
 
 def iterate(eq: ReverseSDE, solver: Solver, x: Any, levels: Sequence[NoiseLevel], noise: Noise | None = None) -> Iterator[State]:
@@ -36,6 +37,12 @@ def iterate(eq: ReverseSDE, solver: Solver, x: Any, levels: Sequence[NoiseLevel]
     It is a generator: wrap it in a progress bar, record it, or stop it. ``x`` (B, *D) is the state at ``levels[0]``; ``noise``
     is a source bound to x's shape (see ``random``), needed unless the run is deterministic. Gradients flow through it.
     """
+    contracts.instance("eq", eq, ReverseSDE, "a sdediff.ReverseSDE(sde, score)")
+    contracts.instance("solver", solver, Solver, "a solver such as sdediff.method('heun').solver")
+    contracts.instance("x", x, (Tensor, Form), "a torch.Tensor (B, ...)")
+    contracts.instance("noise", noise, Noise, "a source such as sdediff.random.WhiteNoise(seed, x.shape)", none=True)
+    for i, level in enumerate(contracts.sequence("levels", levels, "sde.levels([0.9, 0.5, 0.1])", 1)):
+        contracts.instance(f"levels[{i}]", level, NoiseLevel, "levels such as sde.levels([0.9, 0.5, 0.1])")
     solver.accepts(eq)
     if noise is None and (solver.noise == "always" or (solver.noise == "eta" and not eq.is_ode)):
         raise ValueError(f"noise=None: {type(solver).__name__} on an equation with eta={eq.eta!r} draws noise; expected a source "
@@ -72,6 +79,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
                 compile: bool = False, autocast: torch.dtype | None = None, **options: Any) -> SampleInfo:
     """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory. ``first``: the index of the first sample, from
     which an integer ``seed`` counts: samples a..b of a batch are a batch of their own with ``first=a``."""
+    contracts.flags(progress=progress, record=record, table=table, compile=compile)
     recipe, times, levels = _course(sde, score, method, options, steps, nfe, grid, t_start, t_end)
     recipe, eq, watched = prepared(sde, score, recipe, conditions, {}, autocast)
     if device is not None:
@@ -206,13 +214,14 @@ def sample(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init
     the call, step and time where the network returns a wrong shape or dtype, NaN or inf; with ``out`` FileExistsError, and
     ``sdediff.ranks.RankError`` where another process fails.
     """
+    contracts.flags(overwrite=overwrite)
     call = {"shape": shape, "x_init": x_init, "method": method, "steps": steps, "nfe": nfe, "grid": grid, "t_start": t_start,
             "t_end": t_end, "seed": seed, "noise": noise, "conditions": conditions, "device": device, "dtype": dtype, "table": table,
             "compile": compile, "autocast": autocast, **options}
     if out is not None:
         return chunked(sde, score, chunk=chunk, group=group, **call).write(out, overwrite=overwrite, progress=progress)
     if overwrite or group is not None:
-        raise ValueError(f"{'overwrite' if overwrite else 'group'}: it belongs to a file; expected out='samples.npy' as well"
+        raise ValueError(f"{'overwrite=True' if overwrite else f'group={contracts.shown(group)}'}: it belongs to a file; expected out='samples.npy' as well"
                          + ("." if overwrite else ", or sdediff.sample_chunks(..., group=group) for this process's share."))
     if chunk is not None:
         return chunked(sde, score, chunk=chunk, **call).fill(progress)
@@ -229,6 +238,7 @@ def sample_chunks(sde: SDE, score: Score, *, chunk: int | None = None, group: An
 
     Arguments, and what is raised, as for ``sample``; wrong arguments raise here, not at the first chunk.
     """
+    contracts.flags(progress=progress)
     return chunked(sde, score, chunk=chunk, group=group, **call).each(progress)
 
 
@@ -239,6 +249,7 @@ def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = No
             dtype: torch.dtype | None = None, table: bool = True, compile: bool = False, autocast: torch.dtype | None = None,
             **options: Any) -> chunks.Chunks:
     """The samples of ``sample`` with these arguments, as chunks that are still to be drawn."""
+    contracts.flags(table=table, compile=compile)
     if "record" in options:
         raise TypeError("record: a trajectory is that of a whole batch, sample_info(..., record=True); expected no record= with chunks.")
     if isinstance(seed, torch.Generator) or isinstance(noise, Noise):
@@ -298,6 +309,7 @@ def encode(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "heun", 
     """The latent code of x (B, *D): the probability-flow ODE run upwards, from t_end (data) to t_start (noise). Arguments as for
     ``sample``; the grid is the same, read backwards, so that ``sample(..., x_init=encode(...))`` returns x up to the solver's error.
     A stochastic method is a ValueError."""
+    contracts.flags(progress=progress, table=table)
     recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end, grid, True)
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: encoding follows the probability-flow ODE; expected a deterministic method such as "
@@ -333,15 +345,17 @@ def simulate(sde: SDE | None = None, x0: Tensor | None = None, *, steps: int | N
     """
     own = drift is not None or diffusion is not None
     if own == (sde is not None):
-        raise ValueError("simulate: give a process (sde), or both drift= and diffusion= callables; not both kinds.")
-    if sde is not None and not isinstance(sde, SDE):
-        raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
-    if own and not (callable(drift) and callable(diffusion)):
-        raise TypeError("drift, diffusion: expected two callables of (x, t), such as drift=lambda x, t: -x, diffusion=lambda x, t: 1.0.")
+        raise ValueError(f"sde={contracts.shown(sde)}, drift={contracts.shown(drift)}, diffusion={contracts.shown(diffusion)}: expected a "
+                         "process (sde), or both drift= and diffusion= callables; not both kinds.")
+    if own:
+        contracts.function("drift", drift, "lambda x, t: -x"), contracts.function("diffusion", diffusion, "lambda x, t: 1.0")
+    else:
+        contracts.instance("sde", sde, SDE, A_PROCESS)
     if x0 is None:
         raise ValueError("x0=None: expected the starting state, a tensor (B, ...).")
     x = contracts.state("x0", x0)
-    method = contracts.choice("method", method or ("euler-maruyama" if own else "exact"), ("euler-maruyama", "exact"))
+    method = contracts.choice("method", ("euler-maruyama" if own else "exact") if method is None else method,
+                             ("euler-maruyama", "exact"))
     if own and method == "exact":
         raise ValueError("method='exact': the transition law of a general SDE is not known; expected 'euler-maruyama'.")
     if (steps is None) == (times is None):
@@ -350,10 +364,11 @@ def simulate(sde: SDE | None = None, x0: Tensor | None = None, *, steps: int | N
     if sde is not None and t_max is not None:
         end = contracts.real("t_max", t_max, 0.0, sde.t_max, low_open=True)
     if times is None:
-        n = contracts.integer("steps", steps, 1)
+        n = contracts.integer("steps", steps, 1, contracts.MOST)
         times = [end * k / n for k in range(n + 1)]
-    knots = [contracts.real(f"times[{i}]", t, 0.0, None if own else end) for i, t in enumerate(times)]
-    if len(knots) < 2 or knots[0] != 0.0 or not all(a < b for a, b in pairwise(knots)):
+    knots = [contracts.real(f"times[{i}]", t, 0.0, None if own else end)
+             for i, t in enumerate(contracts.sequence("times", times, "[0.0, 0.5, 1.0], two or more times", 2))]
+    if knots[0] != 0.0 or not all(a < b for a, b in pairwise(knots)):
         raise ValueError(f"times={knots}: expected a strictly increasing list that starts at 0.0.")
     levels = sde.levels(knots) if sde is not None else [NoiseLevel(t, 1.0, 0.0, 0.0, 0.0, 0.0) for t in knots]
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
@@ -398,18 +413,17 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
              up: bool = False) -> tuple[Method, ReverseSDE, Watched]:
     """A run's method, equation and watched score, each checked. Budget, span, grid and whether it runs ``up`` are for names that choose a
     method for them."""
-    if not isinstance(sde, SDE):
-        raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
+    contracts.instance("sde", sde, SDE, A_PROCESS)
     if not callable(score) or isinstance(score, torch.nn.Module):
         raise TypeError(f"score={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
     recipe = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid, up), **options)
     if getattr(score, "time_input", None) == "index" and not sde.knots:
         raise ValueError(f"time_input='index' with {type(sde).__name__}: a timestep index belongs to a discrete chain; expected a process "
                          "made by VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another time_input.")
-    if conditions:
+    if contracts.names("conditions", conditions, "{'y': labels}"):
         if not hasattr(score, "condition"):
             raise TypeError(f"conditions={sorted(conditions)}: this score takes none; expected a network score, sdediff.from_network(...).")
-        score = score.condition(**conditions)
+        score = score.condition(**conditions)                                                        # type: ignore[arg-type]
     if autocast_dtype(autocast) is not None:
         if not hasattr(score, "cast"):
             raise TypeError(f"autocast={autocast}: {type(score).__name__} is no network; expected sdediff.from_network(...), or none.")
@@ -428,21 +442,20 @@ def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid:
     """The grid of a run, from whichever of steps, nfe and a list of times was given. ``score``: whose calls ``nfe`` counts, where one
     evaluation of it is not one call."""
     if grid is not None and not isinstance(grid, (str, type)) and not callable(grid):
-        try:
-            listed = checked(sde, list(grid))
-        except TypeError:
-            raise TypeError(f"grid={grid!r}: expected a name, an instance of sdediff.grids, or a decreasing list of times.") from None
+        if not isinstance(grid, (Sequence, np.ndarray, Tensor)) or isinstance(grid, bytes):
+            as_grid(grid)                       # which refuses it
+        listed = checked(sde, grid)
         if nfe is not None or t_start is not None or t_end is not None:
             raise ValueError("grid lists its times: nfe, t_start and t_end do not apply; leave them out.")
         if steps is not None and contracts.integer("steps", steps, 1) != len(listed) - 1:
             raise ValueError(f"steps={steps}: the grid lists {len(listed)} times, {len(listed) - 1} steps; leave steps out.")
         return listed
+    build = as_grid(grid) if grid is not None else recipe.default_grid(sde)
     if (steps is None) == (nfe is None):
         raise ValueError(f"steps={steps!r}, nfe={nfe!r}: give exactly one; steps= counts grid intervals, nfe= network calls.")
-    build = as_grid(grid) if grid is not None else recipe.default_grid(sde)
     if steps is not None:
         return build(sde, steps, t_start, t_end)
-    budget = contracts.integer("nfe", nfe, 1)
+    budget = contracts.integer("nfe", nfe, 1, contracts.MOST)
     calls = lambda n: count_calls(recipe, sde, build(sde, n, t_start, t_end), score)
     if recipe.solver.adaptive:
         raise ValueError(f"nfe={nfe}: {recipe.name} chooses its own number of network calls; give steps= and its tolerance.")
@@ -487,8 +500,7 @@ def _kept(method: Method) -> bool:
 
 @functools.lru_cache(maxsize=64, typed=True)            # typed: steps=True is not steps=1
 def _coursed(sde: SDE, method: str | Method, score: Any, /, *span: Any, **options: Any) -> _Course:
-    if not isinstance(sde, SDE):
-        raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
+    contracts.instance("sde", sde, SDE, A_PROCESS)
     recipe = as_method(method, **options)
     steps, nfe, grid, t_start, t_end = span
     times = tuple(times_of(recipe, sde, steps, nfe, grid, t_start, t_end, score))

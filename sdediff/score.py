@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .contracts import choice, real
+from .contracts import choice, instance, names, real, shown
 from .sde import NoiseLevel
 
 QUANTITIES = ("x0", "eps", "score", "v", "velocity")
@@ -44,8 +44,11 @@ class Prediction:
     __slots__ = ("_known", "given", "level", "x")
 
     def __init__(self, x: Any, level: NoiseLevel, **given: Any) -> None:
+        if type(level) is not NoiseLevel:
+            instance("level", level, NoiseLevel, "a level such as sde.at(t)")
         if not given or not set(given) <= set(QUANTITIES):
-            raise TypeError(f"Prediction: got {sorted(given)}; expected one or more of {', '.join(QUANTITIES)}.")
+            wrong = ", ".join(f"{name}={shown(value)}" for name, value in given.items() if name not in QUANTITIES)
+            raise TypeError(f"Prediction({wrong}): expected one or more of {', '.join(QUANTITIES)}.")
         self.x, self.level, self.given, self._known = x, level, tuple(given), given
 
     def _get(self, name: str, convert: Callable[[], Any]) -> Any:
@@ -371,7 +374,7 @@ def from_network(network: Callable[..., Any], predicts: str = "eps", *, time_inp
         time_input = "edm" if predicts == "edm" else "t"
     _told(network, time_input)
     real("sigma_data", sigma_data, 0.0, low_open=True)
-    return NetworkScore(network, predicts, time_input, sigma_data, dict(conditions or {}), autocast_dtype(autocast))
+    return NetworkScore(network, predicts, time_input, sigma_data, names("conditions", conditions, "{'y': labels}"), autocast_dtype(autocast))
 
 
 def _told(network: Any, time_input: TimeInput) -> None:
@@ -384,8 +387,8 @@ def _told(network: Any, time_input: TimeInput) -> None:
 
 def autocast_dtype(value: Any) -> torch.dtype | None:
     """A dtype that autocast knows, or None."""
-    if value not in (None, torch.bfloat16, torch.float16):
-        raise TypeError(f"autocast={value!r}: expected torch.bfloat16, torch.float16 or None.")
+    if value is not None and not (isinstance(value, torch.dtype) and value in (torch.bfloat16, torch.float16)):
+        raise TypeError(f"autocast={shown(value)}: expected torch.bfloat16, torch.float16 or None.")
     return value
 
 

@@ -517,11 +517,11 @@ class ChainVESDE(SDE):
     _var: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        steps = np.diff(self.sigmas)
-        if len(steps) and not ((steps > 0).all() or (steps < 0).all()):
-            raise ValueError(f"sigmas={self.sigmas!r}: expected a strictly increasing or strictly decreasing sequence.")
         for i, s in enumerate(self.sigmas.tolist()):
             real(f"sigmas[{i}]", s, 0.0, low_open=True)
+        steps = np.diff(self.sigmas)
+        if len(steps) and not ((steps > 0).all() or (steps < 0).all()):
+            raise ValueError(f"sigmas={shown(self.sigmas.tolist())}: expected a strictly increasing or strictly decreasing sequence.")
         object.__setattr__(self, "_var", torch.from_numpy(np.concatenate([[0.0], np.sort(self.sigmas)**2])))
 
     @property

@@ -297,8 +297,8 @@ def test_simulate_refuses_what_it_cannot_mean():
     x0 = torch.zeros(2, 1)
     for kwargs, error, message in (
             ({"sde": SDE, "x0": x0}, ValueError, "steps=None"), ({"sde": SDE, "x0": x0, "steps": 0}, ValueError, "steps=0"),
-            ({"sde": SDE, "x0": None, "steps": 2}, ValueError, "x0=None"), ({"x0": x0, "steps": 2}, ValueError, "give a process"),
-            ({"x0": x0, "steps": 2, "drift": 1.0, "diffusion": 2.0}, TypeError, "two callables"),
+            ({"sde": SDE, "x0": None, "steps": 2}, ValueError, "x0=None"), ({"x0": x0, "steps": 2}, ValueError, "expected a process"),
+            ({"x0": x0, "steps": 2, "drift": 1.0, "diffusion": 2.0}, TypeError, "drift=1.0: expected a function"),
             ({"sde": SDE, "x0": x0.long(), "steps": 2}, TypeError, "floating dtype"), ({"sde": "vp", "x0": x0, "steps": 2}, TypeError, "forward process"),
             ({"x0": x0, "steps": 2, "drift": lambda x, t: x * NAN, "diffusion": lambda x, t: 1.0}, ValueError, "finite"),
             ({"x0": x0, "steps": 2, "drift": lambda x, t: x, "diffusion": lambda x, t: x.new_ones(3)}, ValueError, "diffusion"),
@@ -324,7 +324,7 @@ WRONG = [
     ({"method": "scipy-rk45", "rtol": 0.0, "atol": 0.0}, ValueError, "rtol=0, atol=0"), ({"method": "ddpm", "variance": "learned"}, ValueError, "learned"),
     ({"grid": "cosine"}, ValueError, "cosine"), ({"grid": [0.1, 0.5]}, ValueError, r"times\[0\]=0.1, times\[1\]=0.5"), ({"grid": [0.5, 0.5]}, ValueError, "strictly"),
     ({"grid": [0.9, NAN, 0.1]}, ValueError, r"times\[1\]=nan"), ({"grid": [INF, 0.5]}, ValueError, r"times\[0\]=inf"), ({"grid": [1.5, 0.5]}, ValueError, "1.5"),
-    ({"grid": [0.9]}, ValueError, "two times"), ({"grid": [0.9, 0.5]}, ValueError, "steps=3"), ({"grid": "ddpm"}, ValueError, "not a discrete chain"),
+    ({"grid": [0.9]}, ValueError, "two or more times"), ({"grid": [0.9, 0.5]}, ValueError, "steps=3"), ({"grid": "ddpm"}, ValueError, "not a discrete chain"),
     ({"grid": 3.0}, TypeError, "grid=3.0"), ({"t_start": 0.1, "t_end": 0.5}, ValueError, "t_start=0.1"), ({"t_start": 2.0}, ValueError, "t_start=2.0"),
     ({"t_end": NAN}, ValueError, "t_end=nan"), ({"shape": None}, ValueError, "give exactly one"), ({"shape": (2.5, 2)}, TypeError, r"shape\[0\]=2.5"),
     ({"shape": ()}, ValueError, "batch axis"), ({"shape": (-1, 2)}, ValueError, r"shape\[0\]=-1"), ({"x_init": torch.zeros(2, 2)}, ValueError, "give exactly one"),

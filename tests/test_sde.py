@@ -455,7 +455,6 @@ def test_equality_tells_processes_apart():
     (lambda: VPSDE.from_betas([0.1, 0.0]), r"betas\[1\]"), (lambda: VPSDE.from_betas([-0.1]), r"betas\[0\]"),
     (lambda: VPSDE.from_betas([1.0, 0.1]), r"betas\[0\]"), (lambda: VPSDE.from_betas([0.1, 1.1]), r"betas\[1\]"),
     (lambda: VPSDE.from_betas([0.1, math.nan]), r"betas\[1\]"), (lambda: VPSDE.from_betas([]), "betas"),
-    (lambda: VPSDE.from_betas([[0.1, 0.2]]), "betas"),
     (lambda: VESDE.from_sigmas([1.0, 1.0]), "sigmas"), (lambda: VESDE.from_sigmas([1.0, 3.0, 2.0]), "sigmas"),
     (lambda: VESDE.from_sigmas([0.0, 1.0]), "sigmas"), (lambda: VESDE.from_sigmas([-1.0, 1.0]), "sigmas"),
     (lambda: VESDE.from_sigmas([1.0, math.inf]), "sigmas"), (lambda: VESDE.from_sigmas([1.0, math.nan]), "sigmas"),
@@ -601,5 +600,5 @@ def test_one_time_per_sample_or_one_for_all():
         VPSDE().marginal(torch.zeros(4, 2), torch.tensor([0.1, 0.2]))
     with pytest.raises(TypeError, match="int64"):
         VPSDE().prior((2,), dtype=torch.int64)
-    with pytest.raises(TypeError, match="complex"):
+    with pytest.raises(TypeError, match=r"betas\[0\]=.*j"):
         VPSDE.from_betas(torch.tensor([0.1 + 0.1j, 0.2]))

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .progress import bar
 from .recipes import Method, describe, methods
 from .recipes import method as as_method
 from .sampling import count_calls
@@ -96,8 +97,8 @@ def measured() -> dict[str, dict[str, float]]:
 
 def write_measurements(path: str | Path, names: Iterable[str] | None = None) -> None:
     """Measure every method and write the file that ``measured`` reads; a minute on one core."""
-    from tqdm.auto import tqdm
-    results = {name: measure(name) for name in tqdm(list(names or methods()), desc="measuring", unit="method")}
+    wanted = list(names or methods())
+    results = {name: measure(name) for name in bar(len(wanted), True, iterable=wanted, desc="measuring", unit="method")}
     Path(path).write_text(json.dumps(results, indent=1) + "\n")
 
 

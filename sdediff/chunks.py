@@ -34,6 +34,7 @@ import torch
 from torch import Tensor
 
 from .contracts import integer
+from .progress import bar
 from .random import fresh_seed
 from .ranks import ALONE, Ranks
 
@@ -139,8 +140,7 @@ def npy(path: str | os.PathLike[str], dtype: torch.dtype) -> Path:
 
 
 def _bar(total: int, progress: bool, done: int = 0) -> Any:
-    from tqdm.auto import tqdm
-    return tqdm(total=total, initial=done, disable=not progress, unit="chunk", leave=False)
+    return bar(total, progress, initial=done, unit="chunk", leave=False)
 
 
 class _Partial:

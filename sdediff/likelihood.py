@@ -48,6 +48,7 @@ from torch import Tensor
 
 from . import contracts, random
 from .equation import with_density
+from .progress import bar
 from .recipes import Method
 from .sampling import check_conditions, iterate, prepared, times_of
 from .score import Score
@@ -308,8 +309,7 @@ def _run(flow: Any, recipe: Method, x: Tensor, sde: SDE, times: Sequence[float],
     levels, flat = sde.levels(times), x.reshape(len(x), -1) if len(x) else x.new_zeros(0, math.prod(x.shape[1:]))
     states: Any = iterate(flow, recipe.solver, torch.cat([flat, flat.new_zeros(len(x), n)], 1), levels)
     if progress:
-        from tqdm.auto import tqdm
-        states = tqdm(states, total=len(levels), desc=f"log_prob {recipe.name}", unit="level", leave=False)
+        states = bar(len(levels), True, iterable=states, desc=f"log_prob {recipe.name}", unit="level", leave=False)
     with torch.no_grad():
         for k, state in enumerate(states):
             watched.step, z = k, state.x

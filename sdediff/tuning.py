@@ -42,6 +42,7 @@ from torch.utils.checkpoint import checkpoint
 from . import contracts, grids, random
 from .equation import ReverseSDE
 from .grids import Grid
+from .progress import bar as progress_bar
 from .random import WhiteNoise
 from .recipes import Method
 from .recipes import method as as_method
@@ -144,9 +145,8 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
     ranked = sorted(runs, key=lambda run: choose.error(run, run.zero))
     standard = next(run for run in ranked if run.label != NEIGHBOUR)
     best, least = (standard, standard.zero), choose.error(standard, standard.zero)
-    from tqdm.auto import tqdm
 
-    with tqdm(total=limit * (starts + (what == WHAT[1])), desc="tune", unit="iteration", leave=False, disable=not progress) as bar:
+    with progress_bar(limit * (starts + (what == WHAT[1])), progress, desc="tune", unit="iteration", leave=False) as bar:
         tuned: list[tuple[float, Run, np.ndarray]] = []
         for run in _distinct([run for run in ranked if not isinstance(run.solver, Start)], starts):
             start = run.zero

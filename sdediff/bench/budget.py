@@ -56,6 +56,7 @@ from .. import metrics, sampling
 from ..contracts import integer
 from ..equation import ReverseSDE
 from ..grids import finite_span
+from ..progress import bar
 from ..random import Noise, WhiteNoise
 from ..recipes import Method
 from ..score import Score
@@ -355,8 +356,7 @@ def measure(model: str | Path | tuple[SDE, Score], target: Target | None = None,
     rows: list[dict[str, dict[str, float]]] = []
     seen, floor = [], []
     shape = (n, *target.event)
-    from tqdm.auto import tqdm
-    for k in tqdm(range(repeats), desc=f"budget of {recipe.name}", unit="repeat", disable=not progress, leave=False):
+    for k in bar(repeats, progress, iterable=range(repeats), desc=f"budget of {recipe.name}", unit="repeat", leave=False):
         key = _key(seed, k)
         z = sde.prior_std() * WhiteNoise(key, shape, dtype=torch.float64).normal()
         onto = onto_marginal(z, sde, target)

@@ -32,6 +32,7 @@ import torch
 from .. import recipes, sampling
 from ..contracts import choice, integer, real
 from ..grids import GRIDS, Grid
+from ..progress import bar
 from ..sde import SDE
 from . import cells
 from .cells import LAWS, PROCESSES, Cell, Problem, Row
@@ -347,11 +348,10 @@ class _Progress:
     """A bar whose time left counts costs, not cells. ``calls``: seconds of a call of each problem's score."""
 
     def __init__(self, count: int, shown: bool) -> None:
-        from tqdm.auto import tqdm
         self.calls: dict[Problem, float] = {}
         self.count, self.done = count, 0
-        self.tqdm = tqdm(total=1.0, disable=not shown or not count, desc="exact solutions", mininterval=0.5, leave=False,
-                         bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left")
+        self.tqdm = bar(1.0, shown and count > 0, desc="exact solutions", mininterval=0.5, leave=False,
+                        bar_format="{desc}{percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left")
 
     def begin(self, total: float) -> None:
         self.tqdm.reset(total)

@@ -35,10 +35,9 @@ def write(path: str | os.PathLike[str], content: str | bytes | bytearray | Calla
                     file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            rename(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    _sync(path.parent)
 
 
 def keep(path: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:
@@ -48,7 +47,7 @@ def keep(path: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:
     try:
         temporary.unlink(missing_ok=True)
         os.link(path, temporary)
-        os.replace(temporary, second)
+        rename(temporary, second)
     except OSError:                                     # a file system without links
         write(second, path.read_bytes())
     finally:
@@ -87,14 +86,15 @@ def naming(path: str | os.PathLike[str], what: str) -> Iterator[None]:
         raise OSError(error.errno, f"{error.strerror or error}; {what}", str(path)) from error
 
 
-def _sync(folder: Path) -> None:
-    """The names in a folder reach the disk."""
+def rename(temporary: Path, path: Path) -> None:
+    """A finished file takes its name at once, in place of what had it, and the name reaches the disk."""
+    os.replace(temporary, path)
     if os.name == "posix":
-        directory = os.open(folder, os.O_RDONLY)
+        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(directory)
+            os.fsync(folder)
         finally:
-            os.close(directory)
+            os.close(folder)
 
 
 # -- names ------------------------------------------------------------------------------------------------------------------------

@@ -42,7 +42,8 @@ the same batch, and gradients of sums over rows, added over ranks and divided by
 Every rank takes the same optimiser step; rank 0 writes the checkpoints. A run may go on with another number of ranks.
 
 *Checkpoints* are one safetensors file: the network, its moving average, the moments of AdamW and the losses so far, with
-a JSON document in the metadata. A file appears whole or not at all, and nothing in it is ever executed.
+a JSON document in the metadata. A file appears whole or not at all, the one before it is kept as NAME.previous.SUFFIX, and nothing in it
+is ever executed. The document holds a checksum, that of the file with zeros in its place: no bit of it can change unnoticed.
 """
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ import functools
 import hashlib
 import json
 import math
-import os
+import shlex
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -66,7 +67,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from . import contracts, guards
+from . import contracts, files, guards
 from . import sde as processes
 from .contracts import choice, integer, real, state
 from .progress import bar
@@ -285,7 +286,9 @@ class TrainingConfig:
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
-FORMAT, SCHEMA = "sdediff.training", 1
+FORMAT, SCHEMA, CHECKSUM = "sdediff.training", 2, "checksum"
+_READ = (1, SCHEMA)                             # files of schema 1 have no checksum
+_BLANK = "0" * 32
 CLASS = "class"                                 # what a classifier predicts
 _MOMENTS = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "adamw_step": "step"}      # part: AdamW's name
 _PARTS = ("network", "ema", *_MOMENTS)
@@ -336,7 +339,10 @@ class Checkpoint:
     @property
     def sde(self) -> SDE:
         """The process it was trained under; raises ValueError where the file does not determine it (a LinearSDE)."""
-        return build_sde(self.document["sde"])
+        try:
+            return build_sde(self.document["sde"])
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"{self.path}: {e}") from None
 
     def score(self, network: nn.Module, *, ema: bool = True) -> NetworkScore:
         """Load the weights (the average, or the last ones) into ``network``, such as ``nets.build(document["network"])``,
@@ -361,55 +367,67 @@ class Checkpoint:
         return NetworkClassifier(network, time_input)
 
 
+def previous(path: str | Path) -> Path:
+    """Where the checkpoint before the last one is kept: a.safetensors, a.previous.safetensors."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
 def save_checkpoint(path: str | Path, document: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]],
                     losses: Tensor) -> None:
-    """Write a checkpoint atomically: a temporary file in the same directory, forced to the disk, takes the name at once.
-    A crash at any moment leaves the previous file, or this one."""
+    """Write a checkpoint, whole or not at all, and keep the one that was there as ``previous(path)``. Raises OSError where it cannot be
+    written; the file is then as it was."""
     from safetensors.torch import save
 
-    path = Path(path)
     tensors = {f"{part}/{name}": v.detach().cpu().clone(memory_format=torch.contiguous_format)
                for part, named in parts.items() for name, v in named.items()}
-    full = {"format": FORMAT, "schema": SCHEMA} | dict(document)
-    content = save(tensors | {"losses": losses.detach().cpu().clone()}, {FORMAT: json.dumps(full)})
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as f:
-            f.write(content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":                      # the new name itself must reach the disk
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    full = {CHECKSUM: _BLANK, "format": FORMAT, "schema": SCHEMA} | dict(document)
+    content = bytearray(save(tensors | {"losses": losses.detach().cpu().clone()}, {FORMAT: json.dumps(full)}))
+    at = content.index(_BLANK.encode())         # the document comes first in the file, and this first in the document
+    content[at:at + len(_BLANK)] = hashlib.blake2b(content, digest_size=len(_BLANK) // 2).hexdigest().encode()
+    if Path(path).exists():
+        files.keep(path, previous(path))
+    files.write(path, content)
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint; nothing in it is executed. Raises FileNotFoundError, and ValueError for a file that is damaged, no
-    checkpoint, of an unknown schema or incomplete, with its name and what was expected."""
-    from safetensors import SafetensorError, safe_open
-
-    path = Path(path)
+    checkpoint, of an unknown schema or incomplete, with its name, what was expected, and the checkpoint before it, if that is whole."""
+    path, before = Path(path), previous(path)
     try:
-        with safe_open(path, framework="pt") as f:
-            metadata, tensors = f.metadata() or {}, {k: f.get_tensor(k) for k in f.keys()}      # noqa: SIM118
-    except SafetensorError as e:
-        raise ValueError(f"{path}: damaged, or no safetensors file ({e}); expected a checkpoint of sdediff.") from None
+        return _read(path)
+    except ValueError as error:
+        try:
+            step = _read(before).step
+        except (OSError, ValueError):
+            raise error from None
+        raise ValueError(f"{error} The one before it, of step {step}, is whole: `mv {shlex.quote(str(before))} {shlex.quote(str(path))}` "
+                         "and resume from it.") from None
+
+
+def _read(path: Path) -> Checkpoint:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = path.read_bytes()
+    try:
+        metadata = json.loads(content[8:8 + int.from_bytes(content[:8], "little")]).get("__metadata__")
+        tensors = load(content)
+    except (SafetensorError, ValueError, AttributeError, KeyError, AssertionError, RuntimeError) as e:    # RuntimeError: nested too deep
+        raise ValueError(f"{path}: damaged, or no safetensors file ({_short(str(e))}); expected a checkpoint of sdediff.") from None
     try:
         document = json.loads(metadata[FORMAT])
-    except (KeyError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"{path}: no document {FORMAT!r} in its metadata; expected a checkpoint of sdediff.") from None
     schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
+    if schema not in _READ:
         raise ValueError(f"{path}: schema {schema!r}; expected {SCHEMA}. A file of a newer sdediff needs that version.")
+    checksum = document.pop(CHECKSUM, None)
+    if schema > 1 and not _intact(content, checksum):
+        raise ValueError(f"{path}: damaged, its checksum is not that of its content; expected a checkpoint of sdediff as it was written.")
     for key, kind in _DOCUMENT.items():
         if not isinstance(document.get(key, ...), kind):
-            raise ValueError(f"{path}: {key!r} is {document.get(key, 'missing')!r} in its document; expected "
+            raise ValueError(f"{path}: {key!r} is {_short(document.get(key, 'missing'))} in its document; expected "
                              f"{' or '.join(k.__name__ for k in kind)}.")
     try:
         TrainingConfig(**document["training"])
@@ -420,19 +438,33 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     for key, value in tensors.items():
         part, _, name = key.partition("/")
         parts.setdefault(part, {})[name] = value
-    names = [set(parts[part]) for part in _PARTS]
-    if not names[0] or names[0] != names[1] or names[2] != names[3] or names[2] != names[4] or not names[2] <= names[0]:
-        raise ValueError(f"{path}: tensors are missing; expected {', '.join(_PARTS)} for every parameter.")
-    if len(losses) != document["step"]:
+    sizes = [{name: v.shape for name, v in parts[part].items()} for part in ("network", "ema", "exp_avg", "exp_avg_sq")]
+    steps = parts["adamw_step"].keys()
+    if not sizes[0] or sizes[0] != sizes[1] or sizes[2] != sizes[3] or sizes[2].keys() != steps or not sizes[2].items() <= sizes[0].items():
+        raise ValueError(f"{path}: tensors are missing, or of different shapes; expected {', '.join(_PARTS)} for every parameter.")
+    if losses.shape != (document["step"],):
         raise ValueError(f"{path}: {len(losses)} losses at step {document['step']}; expected as many as steps.")
     return Checkpoint(path, document, parts, losses)
 
 
+def _intact(content: bytes, checksum: Any) -> bool:
+    """Whether a file is as it was when this checksum was written into it."""
+    if not isinstance(checksum, str) or len(checksum) != len(_BLANK) or (at := content.find(checksum.encode(errors="replace"))) < 0:
+        return False
+    h = hashlib.blake2b(digest_size=len(_BLANK) // 2)
+    for part in (memoryview(content)[:at], _BLANK.encode(), memoryview(content)[at + len(_BLANK):]):
+        h.update(part)
+    return h.hexdigest() == checksum
+
+
 def _load(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as e:
-        raise ValueError(f"{path}: its weights do not fit the network {type(network).__name__}: {e}") from None
+    """Weights into a network that they fit; one that they do not is left as it was."""
+    theirs, ours = ({k: tuple(v.shape) for k, v in named.items()} for named in (weights, network.state_dict()))
+    if theirs != ours:
+        name = min(k for k in theirs.keys() | ours.keys() if theirs.get(k) != ours.get(k))
+        raise ValueError(f"{path}: its weights do not fit the network {type(network).__name__}: {name!r} is {theirs.get(name, 'missing')} "
+                         f"in the file and {ours.get(name, 'missing')} in the network.")
+    network.load_state_dict(weights)
 
 
 # -- the loop ---------------------------------------------------------------------------------------------------------
@@ -585,6 +617,8 @@ def _trained(model: Any, losses: Losses, sde: SDE, data: Tensor, conditions: Map
     with torch.no_grad():
         ranks.from_first(*(p.data for p in network.parameters()), *network.buffers())
     with torch.random.fork_rng(devices=_cuda(parameters[0].device)), torch.enable_grad():
+        for file in (path, previous(path)) if path is not None and ranks.rank == 0 else ():
+            files.sweep(file.parent, file.name)
         run = _Run(_Rounded(network, torch.bfloat16) if rounded else network, model, losses, sde, data, conditions, null, config, ranks)
         if path is not None and path.exists():
             run.restore(load_checkpoint(path))
@@ -756,9 +790,14 @@ class _Run:
                                  "expected the same, to continue it.")
         if saved.step > c.steps:
             raise ValueError(f"steps={c.steps}: the checkpoint {saved.path} is at step {saved.step} already.")
+        network = _bare(self.network)
         if not set(saved.parts["exp_avg"]) <= set(self.named):
-            raise ValueError(f"{saved.path}: it has moments of other parameters than {type(_bare(self.network)).__name__} has.")
-        _load(_bare(self.network), saved.parts["network"], saved.path)
+            raise ValueError(f"{saved.path}: it has moments of other parameters than {type(network).__name__} has.")
+        for name, value in network.state_dict().items():
+            if (was := saved.parts["network"].get(name, value)).dtype != value.dtype:
+                raise ValueError(f"{saved.path}: its {name!r} is {was.dtype}, that of {type(network).__name__} {value.dtype}; expected the "
+                                 "same, to continue it.")
+        _load(network, saved.parts["network"], saved.path)
         _load(_bare(self.average.module), saved.parts["ema"], saved.path)
         for name in saved.parts["exp_avg"]:
             p = self.named[name]

@@ -135,6 +135,7 @@ def gaussian_error(method: str | Method, sde: SDE, steps: int | None = None, *, 
         default from the exact law at the first time.
 
     ValueError for a method that is not linear in its vectors (adaptive, Rosenbrock, Metropolis-adjusted, by norms), and for wrong numbers.
+    TypeError for times that are not float64.
     """
     recipe, *_ = prepared(sde, _unasked, method, None, options)
     if recipe.solver.adaptive or recipe.solver.looks_ahead:
@@ -260,7 +261,7 @@ def ranking(sde: SDE, *, nfe: int, spectrum: Any = None, methods: Iterable[str |
     ``methods``: names, or pairs of a name and options; by default all that are registered. Left out are those of the other kind, those
     that are not linear, pairs that do not exist (a chain's grid elsewhere, a step that takes more calls than there are), and errors that
     are no finite numbers; where nothing is left, the last reason is raised. ``how``: as for ``gaussian_error`` (t_start, t_end, mean,
-    multiplicity, prior).
+    multiplicity, prior). Raises ValueError where nothing is left.
     """
     c, found = _spectrum(spectrum), list[Ranked]()
     reason = f"no method is {'stochastic' if stochastic else 'deterministic'}"

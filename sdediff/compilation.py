@@ -76,6 +76,7 @@ class Block:
         self.shape = (tuple(lines), tuple(n for n, _ in out))
 
     def bind(self, compiled: _Compiled, times: list[Tensor], dtype: torch.dtype, device: torch.device) -> None:
+        """Takes the compiled steps, and its coefficients and times as tensors."""
         self.compiled = compiled
         self.weights = torch.tensor(self.coefficients, dtype=dtype, device=device)
         self.times = torch.stack([times[i] for i in self.calls]) if self.calls else torch.zeros(0, device=device)

@@ -52,7 +52,7 @@ class Dataset:
         return self.labels_of("train", len(self.train))
 
     def labels_of(self, part: str, n: int) -> Tensor:
-        """The classes (n,) of the first n samples of a part, "train", "held-out" or "fresh-0"."""
+        """The classes (n,) of the first n samples of a part, "train", "held-out" or "fresh-0". Raises ValueError on data without labels."""
         if self.label is None:
             raise ValueError(f"data={self.name!r} has no labels; expected digits, mnist, a folder of folders of images, or a toy of "
                              "several parts: two-moons, 8-gaussians, 25-gaussians, pinwheel, two-spirals, rings.")
@@ -74,6 +74,7 @@ class Dataset:
 
     @property
     def is_image(self) -> bool:
+        """Whether a sample is an image (C, H, W)."""
         return len(self.event) == 3
 
     def held_out(self, n: int) -> Tensor:
@@ -81,7 +82,8 @@ class Dataset:
         return self._part("held-out", n)
 
     def fresh(self, n: int, draw: int = 0) -> Tensor:
-        """n exact samples that are neither trained on nor held out; ``draw`` names another independent set (toys alone have one)."""
+        """n exact samples that are neither trained on nor held out; ``draw`` names another independent set (toys alone have one).
+        Raises ValueError where there is no other."""
         if draw and self.limit is not None:
             raise ValueError(f"draw={draw}: {self.name} holds one set of fresh samples; expected draw=0.")
         return self._part(f"fresh-{integer('draw', draw, 0)}", n)
@@ -115,7 +117,7 @@ def load(data: str, *, seed: int = 0, size: int | None = None) -> Dataset:
     images are cropped to their middle square and scaled to ``size`` x ``size`` pixels (default 32), in colour unless all are grey, on white
     where they are transparent; folders inside it are classes. All but toys are split 60 : 20 : 20 into training, held-out and fresh parts,
     at random but the same for every seed. ``seed`` draws a toy's points. Raises ValueError on an unknown name, on a file that is missing,
-    empty, ragged or not finite, and on an image that cannot be read.
+    empty, ragged or not finite, and on an image that cannot be read. TypeError on data that is no name or path.
     """
     from . import targets
     integer("seed", seed, 0)

@@ -165,7 +165,7 @@ def with_density(eq: ReverseSDE, event: Sequence[int], divergence: Callable[[Ten
 
     ``divergence``: (v, x, graph) -> (B, n), n values or estimates of div v at x, by differentiating v, which is a function of x row by row.
     It is called with gradients enabled, ``graph`` where its result must be differentiable too: gradients with respect to z flow where
-    they are asked for. ValueError for an equation with eta > 0.
+    they are asked for. ValueError for an equation with eta > 0. TypeError for the symbols of a coefficient table.
     """
     if not eq.is_ode:
         raise ValueError(f"eta={eq.eta!r}: the density is carried by the probability flow alone; expected eta=0.")

@@ -45,6 +45,7 @@ class Row:
     bits_stderr: float
 
     def line(self) -> str:
+        """A line of the table."""
         nats, bits = (f"{v:9.4f} ± {e:.4f}" for v, e in ((self.nats, self.nats_stderr), (self.bits, self.bits_stderr)))
         return f"{self.label:<22}{nats:<24}{bits}"
 

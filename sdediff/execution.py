@@ -90,6 +90,7 @@ class Watched:
         return f"network {known}" if known else f"score {getattr(self.score, '__name__', type(self.score).__name__)}"
 
     def not_finite(self, name: str, value: Tensor | None, where: str) -> NetworkError:
+        """The error that names what is not finite, where and when."""
         bad = [] if value is None or value.ndim < 2 else (~torch.isfinite(value)).flatten(1).any(1).nonzero().flatten().tolist()
         batch = self.batch or (0 if value is None else len(value))
         rows = sorted({row % batch for row in bad})
@@ -102,6 +103,7 @@ class Watched:
         return f" in sequence, {self.rows / self.batch:g} evaluations per sample" if self.rows != self.calls * self.batch else ""
 
     def finish(self) -> None:
+        """Raises the error of the first check that failed, where checks wait for the end of the run."""
         if self._pending and not bool(torch.stack([ok for _, ok in self._pending]).all()):
             label = next(label for label, ok in self._pending if not ok)
             name, where = label.split("|")
@@ -464,6 +466,7 @@ def run(p: Program, start: Tensor, watched: Watched, source: Noise | None, seen:
 
 
 def context(score: Any, device: torch.device) -> Any:
+    """The autocast that the score asks for on this device, or none."""
     return score.autocasting(device) if type(score) is NetworkScore else contextlib.nullcontext()
 
 

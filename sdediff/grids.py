@@ -103,6 +103,7 @@ class LogSNR(_InLambda):
     """Equal steps in lambda = log(alpha/sigma)."""
 
     def spacing(self, first: float, last: float, intervals: int) -> np.ndarray:
+        """Equal steps of lambda."""
         return np.linspace(first, last, intervals + 1)
 
 
@@ -116,6 +117,7 @@ class Karras(_InLambda):
         real("rho", self.rho, 0.0, low_open=True)
 
     def spacing(self, first: float, last: float, intervals: int) -> np.ndarray:
+        """Lambdas of equal steps in (sigma/alpha)^(1/rho)."""
         return -self.rho * np.log(np.linspace(math.exp(-first / self.rho), math.exp(-last / self.rho), intervals + 1))
 
 
@@ -147,6 +149,7 @@ class Sech(_InLambda):
         return self.floor * off + 2 * width * np.arctan(np.tanh(off / (2 * width)))
 
     def spacing(self, first: float, last: float, intervals: int) -> np.ndarray:
+        """Lambdas at equal parts of the density's integral."""
         start, end = self.mass(np.array([first, last])).tolist()
         wanted = np.linspace(start, end, intervals + 1)
         low, high = np.full_like(wanted, first), np.full_like(wanted, last)
@@ -171,6 +174,7 @@ class DDPM(Grid):
         choice("spacing", self.spacing, ("trailing", "leading", "linspace"))
 
     def times(self, sde: SDE, steps: int, start: float, end: float) -> list[float]:
+        """Raises ValueError on another process than a chain, and on more steps than the span has timesteps."""
         if sde.knots is None:
             raise ValueError(f"grid='ddpm': {type(sde).__name__} is not a discrete chain; expected a process made by "
                              "VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another grid.")
@@ -192,7 +196,7 @@ GRIDS: dict[str, Callable[..., Grid]] = {"uniform": Uniform, "quadratic": Quadra
 
 
 def grid(spec: Any) -> Grid:
-    """A grid from its name or itself."""
+    """A grid from its name or itself. Raises TypeError on anything else, ValueError on an unknown name."""
     if isinstance(spec, Grid):
         return spec
     if isinstance(spec, type) and issubclass(spec, Grid):
@@ -204,7 +208,8 @@ def grid(spec: Any) -> Grid:
 
 
 def finite_span(sde: SDE, start: float, end: float) -> tuple[float, float]:
-    """The span's ends, moved inwards where lambda is infinite: the level beside them that a log-SNR grid can reach."""
+    """The span's ends, moved inwards where lambda is infinite: the level beside them that a log-SNR grid can reach. Raises ValueError
+    on a span without any."""
     instance("sde", sde, SDE, A_PROCESS)
     start, end = real("start", start, 0.0, sde.t_max), real("end", end, 0.0, sde.t_max)
     inner_end = end

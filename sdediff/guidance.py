@@ -57,6 +57,7 @@ class Guided:
 
     @property
     def time_input(self) -> Any:
+        """What the network behind is conditioned on, if any."""
         return getattr(self.score, "time_input", None)
 
     @property
@@ -251,7 +252,8 @@ class ClassifierGuided(Guided):
         return base.shifted(score=w * self.gradient(x, level)) if _any(w != 0) else base
 
     def gradient(self, x: Tensor, level: NoiseLevel) -> Tensor:
-        """grad log p(y | x_t), shaped as x, whatever the grad mode; where gradients flow through x, they flow through this too."""
+        """grad log p(y | x_t), shaped as x, whatever the grad mode; where gradients flow through x, they flow through this too.
+        NetworkError where the logits have none."""
         tracked = torch.is_grad_enabled() and x.requires_grad
         with torch.inference_mode(False), torch.enable_grad():
             own = lambda v: v.clone() if isinstance(v, Tensor) and v.is_inference() else v
@@ -264,7 +266,7 @@ class ClassifierGuided(Guided):
         return found
 
     def log_prob(self, x: Tensor, level: NoiseLevel, y: Any) -> Tensor:
-        """log p(y | x_t), (B,)."""
+        """log p(y | x_t), (B,). Raises ValueError without labels, NetworkError on NaN or inf."""
         if y is None:
             raise ValueError(f"conditions: no {self.label!r}; expected sample(..., conditions={{{self.label!r}: labels}}), the classes "
                              "that guidance leads to.")

@@ -32,7 +32,7 @@ _RENOISE = 1 << 21                              # a use of a seed that is no sol
 
 def decode(sde: SDE, score: Score, z: Tensor, *, method: str | Method = "heun", **run: Any) -> Tensor:
     """The data (B, *D) of latent codes z: the probability flow run down from t_start. Arguments as for ``encode``, which it inverts up to
-    the solver's error on the same grid. A stochastic method is a ValueError."""
+    the solver's error on the same grid. A stochastic method is a ValueError. TypeError on arguments that have no part in it."""
     unknown = run.keys() & {"x_init", "shape", "seed", "noise"}
     if unknown:
         raise TypeError(f"{sorted(unknown)[0]}: decoding starts from the codes z and draws nothing; leave it out.")
@@ -93,7 +93,7 @@ def slerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
 def interpolate(sde: SDE, score: Score, a: Tensor, b: Tensor, *, points: int | Sequence[float] = 9, **run: Any) -> Tensor:
     """From samples a to samples b (B, *D) through the latent space, (n, B, *D): both are encoded, their codes joined by arcs (``slerp``)
     and decoded. ``points``: how many, equally spaced, the ends included (as their round trips), or the weights. Other arguments as for
-    ``encode``."""
+    ``encode``. Raises ValueError on shapes that differ."""
     n = contracts.integer("points", points, 2) if not isinstance(points, Sequence) else 0
     weights = [k / (n - 1) for k in range(n)] if n else list(points)                                     # type: ignore[arg-type]
     contracts.state("a", a)
@@ -123,7 +123,8 @@ def renoise(sde: SDE, x: Tensor, t: float, *, t_from: float = 0.0, seed: random.
 def denoise_from(sde: SDE, score: Score, x: Tensor, t: float, *, method: str | Method = "dpm++2m", seed: random.Seed = None,
                  renoised: bool = True, **run: Any) -> Tensor:
     """Image to image: x (B, *D), clean data, noised to the time t and denoised from there by any method; with ``renoised=False`` x is a
-    state at t already. One seed serves both. Other arguments as for ``sample``."""
+    state at t already. One seed serves both. Other arguments as for ``sample``. Raises TypeError on shape, x_init and t_start, which x
+    and t say already."""
     if {"shape", "x_init", "t_start"} & run.keys():
         raise TypeError(f"{sorted({'shape', 'x_init', 't_start'} & run.keys())[0]}: denoising starts from x at t; leave it out.")
     if seed is None:

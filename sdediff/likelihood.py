@@ -90,6 +90,7 @@ class Divergence:
 
     @property
     def sketch(self) -> int:
+        """Columns of the basis of hutch++: a third of its probes."""
         return 0 if self.probes is None or self.kind != "hutch++" else min(len(self.probes) // 3, self.d)
 
     @property
@@ -124,7 +125,8 @@ class Divergence:
 
 
 def divergence(kind: str, probes: int | None, law: str, d: int, noise: random.Noise | None) -> Divergence:
-    """A ``Divergence`` of d coordinates, its probes drawn from ``noise``, a source (B, d). Raises on wrong names and numbers."""
+    """A ``Divergence`` of d coordinates, its probes drawn from ``noise``, a source (B, d). Raises on wrong names and numbers. TypeError
+    for types, ValueError for values."""
     contracts.choice("divergence", kind, DIVERGENCES)
     contracts.choice("law", law, LAWS)
     if kind == "exact":
@@ -161,6 +163,7 @@ class Bins:
 
     @property
     def width(self) -> float:
+        """Of a bin."""
         return (self.high - self.low) / self.levels
 
     @property

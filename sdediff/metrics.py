@@ -242,6 +242,7 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | Sequence[float] | None = Non
 
     The kernel is exp(-|x - y|^2 / (2 h^2)), h = ``bandwidth``, or its mean over a sequence of them (``BANK``); None: the median heuristic,
     ``median_bandwidth(y)``, so that one reference y means one kernel. ``chunk`` as in ``energy_distance``.
+    Raises ValueError on wrong numbers or shapes.
     """
     a, b = _pair(x, y)
     if bandwidth is None:
@@ -356,7 +357,8 @@ def excess_nll(x: Tensor, y: Tensor, target: Any, level: NoiseLevel | None = Non
 
 
 def moments(x: Tensor) -> Moments:
-    """Mean and (unbiased) covariance of samples x (n, *D), n >= 2, with standard errors; ±1.96 of them make 95 % intervals."""
+    """Mean and (unbiased) covariance of samples x (n, *D), n >= 2, with standard errors; ±1.96 of them make 95 % intervals. Raises
+    ValueError on wrong numbers or shapes."""
     a, _ = _pair(x, x)
     if len(a) < 2:
         raise ValueError(f"x.shape={tuple(x.shape)}: expected at least two samples.")
@@ -369,7 +371,8 @@ def moments(x: Tensor) -> Moments:
 
 def moment_errors(x: Tensor, mean: Tensor, cov: Tensor) -> tuple[Estimate, Estimate]:
     """|E x - m|^2 and |E (x - m)(x - m)^T - C|_F^2 of samples x (n, *D), n >= 2, m = ``mean`` (d,), C = ``cov`` (d, d): unbiased, so that
-    they are zero on average for exact samples, with interval (3). The second is about the true mean. Memory: n d^2 numbers."""
+    they are zero on average for exact samples, with interval (3). The second is about the true mean. Memory: n d^2 numbers. Raises
+    ValueError on wrong numbers or shapes."""
     a, _ = _pair(x, x)
     n, d = a.shape
     if n < 2:
@@ -427,7 +430,8 @@ def mode_coverage(x: Tensor, mixture: GaussianMixture, level: NoiseLevel | None 
 
 def mode_chi2(x: Tensor, mixture: GaussianMixture, level: NoiseLevel | None = None, *, seed: int = 0) -> Estimate:
     """The chi-square divergence sum (p_k - w_k)^2/w_k of the modes' masses p from their weights w, from samples x (n, *D), n >= 2, in their
-    ``modes``: unbiased, with interval (3). (Pearson's statistic is about n times this plus its degrees of freedom.)"""
+    ``modes``: unbiased, with interval (3). (Pearson's statistic is about n times this plus its degrees of freedom.) Raises ValueError
+    on wrong numbers or shapes."""
     counts, w = _counts(x, mixture, level, seed)
     n = float(counts.sum())
     if n < 2:
@@ -450,7 +454,7 @@ def mode_test(x: Tensor, mixture: GaussianMixture, level: NoiseLevel | None = No
 # -- pictures -----------------------------------------------------------------------------------------------------------
 def psnr(x: Tensor, y: Tensor, span: float = 2.0) -> Tensor:
     """The peak signal-to-noise ratio (n,) in dB, 10 log10(span^2/mean |x - y|^2), of images x (n, *D), cut to [-span/2, span/2], against y
-    (n, *D) or one picture (1, *D). Infinite where they are equal."""
+    (n, *D) or one picture (1, *D). Infinite where they are equal. Raises ValueError on wrong numbers or shapes."""
     half = real("span", span, 0.0, low_open=True) / 2
     a, b = _pair(x, y)
     if float(b.abs().max()) > half * (1 + 1e-6):
@@ -462,7 +466,7 @@ def psnr(x: Tensor, y: Tensor, span: float = 2.0) -> Tensor:
 
 def judge(x: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     """A classifier of clean samples that knows no generator: a support vector machine on real x (n, *D) and their labels (n,), by
-    scikit-learn. It gives the labels (m,) of samples (m, *D)."""
+    scikit-learn. It gives the labels (m,) of samples (m, *D). ImportError without scikit-learn, ValueError on labels of another number."""
     try:
         from sklearn.svm import SVC
     except ImportError:
@@ -498,7 +502,8 @@ def precision_recall(x: Tensor, y: Tensor, k: int = 3) -> tuple[Estimate, Estima
 
 def copying(x: Tensor, train: Tensor, held_out: Tensor) -> Estimate:
     """The probability that a sample x (n, *D) lies nearer to the training data (N, *D) than a held-out one (m, *D) does: 1/2 for samples as
-    fresh as those, towards 1 for copies of training data. Equal distances count half. Needs n, m >= 2."""
+    fresh as those, towards 1 for copies of training data. Equal distances count half. Needs n, m >= 2. Raises ValueError on wrong
+    numbers or shapes."""
     near, far = nearest(x, train), nearest(held_out, train)
     if min(len(near), len(far)) < 2:
         raise ValueError(f"x and held_out have {len(near)} and {len(far)} samples; expected at least two of each.")

@@ -195,6 +195,7 @@ class Mask(_Tight):
 
     @property
     def event(self) -> tuple[int, ...]:                                                      # type: ignore[override]
+        """The shape of what is masked."""
         return tuple(self.known.shape)
 
     @cached_property
@@ -224,6 +225,7 @@ class Downsample(_Tight):
 
     @property
     def scale(self) -> float:                                                                # type: ignore[override]
+        """The one singular value."""
         return 1 / self.factor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -246,6 +248,7 @@ class Colourise(_Tight):
 
     @property
     def scale(self) -> float:                                                                # type: ignore[override]
+        """The one singular value."""
         return self.event[0]**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
@@ -315,7 +318,7 @@ def _event(value: Any, least: int) -> tuple[int, ...]:
 
 def check(operator: Operator, *, decomposition: bool = True, seed: int = 0, tolerance: float = 1e-9) -> None:
     """Prove an operator by random vectors in float64: linear; <A x, y> = <x, A^T y>, the dot-product test; and, with ``decomposition``,
-    A x = U s V^T x and U^T U = V^T V = I. ValueError names the claim that fails, and by how much."""
+    A x = U s V^T x and U^T U = V^T V = I. ValueError names the claim that fails, and by how much. TypeError on what is no operator."""
     if not isinstance(operator, Operator):
         raise TypeError(f"operator={type(operator).__name__}: expected an Operator of sdediff.operators, such as Mask(known).")
     g = torch.Generator("cpu").manual_seed(seed)

@@ -569,7 +569,8 @@ def source(seed: Seed, shape: Sequence[int], *, dtype: torch.dtype = torch.float
 
 
 def canonical_seed(seed: Seed, batch: int) -> int | list[int]:
-    """An int, or a list of one int per sample. Raises on bools, floats, negatives and a wrong number of seeds."""
+    """An int, or a list of one int per sample. Raises on bools, floats, negatives and a wrong number of seeds. TypeError for types,
+    ValueError for values."""
     if seed is None:
         return fresh_seed()
     if isinstance(seed, Tensor):

@@ -36,6 +36,7 @@ def iterate(eq: ReverseSDE, solver: Solver, x: Any, levels: Sequence[NoiseLevel]
 
     It is a generator: wrap it in a progress bar, record it, or stop it. ``x`` (B, *D) is the state at ``levels[0]``; ``noise``
     is a source bound to x's shape (see ``random``), needed unless the run is deterministic. Gradients flow through it.
+    ValueError where noise is needed and none is given.
     """
     contracts.instance("eq", eq, ReverseSDE, "a sdediff.ReverseSDE(sde, score)")
     contracts.instance("solver", solver, Solver, "a solver such as sdediff.method('heun').solver")
@@ -78,7 +79,8 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
                 dtype: torch.dtype | None = None, progress: bool = False, record: bool = False, first: int = 0, table: bool = True,
                 compile: bool = False, autocast: torch.dtype | None = None, **options: Any) -> SampleInfo:
     """As ``sample``, and returns a ``SampleInfo``; ``record=True`` keeps the trajectory. ``first``: the index of the first sample, from
-    which an integer ``seed`` counts: samples a..b of a batch are a batch of their own with ``first=a``."""
+    which an integer ``seed`` counts: samples a..b of a batch are a batch of their own with ``first=a``. x is (B, *D). Raises as
+    ``sample`` does: TypeError or ValueError on wrong arguments, before the first network call."""
     contracts.flags(progress=progress, record=record, table=table, compile=compile)
     recipe, times, levels = _course(sde, score, method, options, steps, nfe, grid, t_start, t_end)
     recipe, eq, watched = prepared(sde, score, recipe, conditions, {}, autocast)
@@ -248,7 +250,8 @@ def chunked(sde: SDE, score: Score, *, chunk: int | None = None, group: Any = No
             noise: str | Noise = "white", conditions: Mapping[str, Any] | None = None, device: torch.device | str | None = None,
             dtype: torch.dtype | None = None, table: bool = True, compile: bool = False, autocast: torch.dtype | None = None,
             **options: Any) -> chunks.Chunks:
-    """The samples of ``sample`` with these arguments, as chunks that are still to be drawn."""
+    """The samples of ``sample`` with these arguments, as chunks that are still to be drawn. Raises TypeError or ValueError on arguments
+    that concern a whole batch, NetworkError with the chunk in which it happened."""
     contracts.flags(table=table, compile=compile)
     if "record" in options:
         raise TypeError("record: a trajectory is that of a whole batch, sample_info(..., record=True); expected no record= with chunks.")
@@ -342,6 +345,7 @@ def simulate(sde: SDE | None = None, x0: Tensor | None = None, *, steps: int | N
     dX = a(X, t) dt + b(X, t) dW by Euler-Maruyama for any two callables: a shaped as x, b a number or a tensor that broadcasts
     against x (noise acts coordinate by coordinate). Times are ``steps`` equal steps on [0, t_max], or an increasing list ``times``
     that starts at 0. Strong order 1/2 for noise that depends on the state, 1 for additive noise.
+    Raises ValueError on wrong arguments, and where the path leaves the finite numbers.
     """
     own = drift is not None or diffusion is not None
     if own == (sde is not None):
@@ -412,7 +416,7 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
              t_start: float | None = None, t_end: float | None = None, grid: Any = None,
              up: bool = False) -> tuple[Method, ReverseSDE, Watched]:
     """A run's method, equation and watched score, each checked. Budget, span, grid and whether it runs ``up`` are for names that choose a
-    method for them."""
+    method for them. Raises TypeError or ValueError on what does not fit together."""
     contracts.instance("sde", sde, SDE, A_PROCESS)
     if not callable(score) or isinstance(score, torch.nn.Module):
         raise TypeError(f"score={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
@@ -440,7 +444,7 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
 def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid: Any, t_start: float | None,
              t_end: float | None, score: Any = None) -> list[float]:
     """The grid of a run, from whichever of steps, nfe and a list of times was given. ``score``: whose calls ``nfe`` counts, where one
-    evaluation of it is not one call."""
+    evaluation of it is not one call. Raises ValueError where these disagree or do not fit the method."""
     if grid is not None and not isinstance(grid, (str, type)) and not callable(grid):
         if not isinstance(grid, (Sequence, np.ndarray, Tensor)) or isinstance(grid, bytes):
             as_grid(grid)                       # which refuses it

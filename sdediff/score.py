@@ -319,7 +319,8 @@ class NetworkScore(_Timed):
         return self.checked(self.network(fed, c, **conditions), fed, version, x, level)
 
     def checked(self, out: Any, fed: Tensor, version: int | None, x: Tensor, level: NoiseLevel) -> Tensor:
-        """What the network returned for x, in x's dtype; ``fed``, what it was given, was at ``version``."""
+        """What the network returned for x, in x's dtype; ``fed``, what it was given, was at ``version``. NetworkError where it is no
+        such tensor, not finite, or the input was changed."""
         where = f"network {self.name} at t={show(level.t)}"
         out = _returned(where, out, x)
         if version is not None and fed._version != version:
@@ -386,7 +387,7 @@ def _told(network: Any, time_input: TimeInput) -> None:
 
 
 def autocast_dtype(value: Any) -> torch.dtype | None:
-    """A dtype that autocast knows, or None."""
+    """A dtype that autocast knows, or None. Raises TypeError on anything else."""
     if value is not None and not (isinstance(value, torch.dtype) and value in (torch.bfloat16, torch.float16)):
         raise TypeError(f"autocast={shown(value)}: expected torch.bfloat16, torch.float16 or None.")
     return value
@@ -450,7 +451,7 @@ class FunctionScore:
 
 def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:
     """A Score from ``function(x, t)`` = grad log p_t(x), shaped as x. t is a float, or a tensor (B, 1, ..., 1) that
-    broadcasts against x where times differ per sample."""
+    broadcasts against x where times differ per sample. Raises TypeError on what is not callable."""
     if not callable(function):
         raise TypeError(f"function={function!r}: expected a callable of (x, t), such as lambda x, t: -x.")
     return FunctionScore(function)

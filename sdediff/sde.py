@@ -170,7 +170,8 @@ class SDE(abc.ABC):
 
     def transition(self, t: float | NoiseLevel, s: float | NoiseLevel) -> tuple[float, float]:
         """(alpha_ts, sigma_ts) of x_t | x_s = N(alpha_ts x_s, sigma_ts^2 I) for times s <= t, without the
-        cancellation of sigma_t^2 - alpha_ts^2 sigma_s^2 near the data: sigma_ts^2 = sigma_t^2 (1 - exp(2 (lambda_t - lambda_s)))."""
+        cancellation of sigma_t^2 - alpha_ts^2 sigma_s^2 near the data: sigma_ts^2 = sigma_t^2 (1 - exp(2 (lambda_t - lambda_s))).
+        Raises ValueError on s > t."""
         lt, ls = (v if isinstance(v, NoiseLevel) else self.at(real(name, v, 0.0, self.t_max)) for name, v in (("t", t), ("s", s)))
         if ls.t > lt.t:
             raise ValueError(f"s={ls.t} lies after t={lt.t}; expected s <= t, the law of x_t given x_s.")
@@ -272,6 +273,7 @@ class VPSDE(_Exponential):
         real("t_min", self.t_min, 0.0, self.t_max, high_open=True)
 
     def integral(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """B(t) = int_0^t beta, and beta(t)."""
         d = self.beta_max - self.beta_min
         return t * (self.beta_min + t * d / 2), self.beta_min + t * d
 
@@ -280,6 +282,7 @@ class VPSDE(_Exponential):
         return -torch.expm1(-b), beta * torch.exp(-b)
 
     def time_of_integral(self, b: Tensor) -> Tensor:
+        """The time at which B is ``b``, clamped to [0, t_max]."""
         b = b.clamp(max=(self.beta_min + self.beta_max) / 2)            # B(t_max); b is infinite at alpha = 0
         return (2 * b / (self.beta_min + torch.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b))).clamp(0, self.t_max)
 

@@ -52,7 +52,7 @@ def auto(run: Run, spectrum: Any = None, data: Tensor | None = None, stochastic:
     "dpm++2m-sde" where nothing is known.
 
     The number of calls is ``nfe``, or ``steps`` of one call. Knots lie between those of a discrete chain, unless the network takes an
-    index.
+    index. Raises TypeError or ValueError on wrong data, spectrum or ``stochastic``.
     """
     if not isinstance(stochastic, bool):
         raise TypeError(f"stochastic={stochastic!r}: expected True (a method that draws noise) or False.")

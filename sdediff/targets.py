@@ -123,7 +123,8 @@ class Target(abc.ABC):
     def sample(self, n: int, *, seed: Seed = None, dtype: torch.dtype | None = None,
                device: torch.device | str | None = None) -> Tensor:
         """Exact draws (n, *event). The sample of index i depends on (seed, i) alone: the first k rows of ``sample(n)`` are
-        ``sample(k)``, bit for bit. ``seed``: an int, one int per sample, a ``torch.Generator``, or None (a fresh seed)."""
+        ``sample(k)``, bit for bit. ``seed``: an int, one int per sample, a ``torch.Generator``, or None (a fresh seed). Raises
+        TypeError on a dtype that is not floating."""
         n = integer("n", n, 0)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in INTEGRATED:

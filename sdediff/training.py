@@ -358,7 +358,7 @@ class Checkpoint:
         return NetworkScore(network, self.document["predicts"], time_input, self.document["sigma_data"])
 
     def classifier(self, network: nn.Module, *, ema: bool = True) -> NetworkClassifier:
-        """The same for a classifier, of ``train_classifier``."""
+        """The same for a classifier, of ``train_classifier``. Raises ValueError on a score's checkpoint."""
         _load(network, self.parts["ema" if ema else "network"], self.path)
         time_input = self.document["time_input"]
         if self.document["predicts"] != CLASS or time_input is None:
@@ -548,6 +548,7 @@ def train_classifier(classifier: NetworkClassifier, sde: SDE, data: Tensor, labe
 
     labels : (N,) integers in [0, C - 1], C the logits that the network returns. ``config.weighting`` and ``gamma`` do not enter; ``times``,
     and ``importance``, do. Raises as ``train`` does, and ``NetworkError`` where the network returns no logits (B, C).
+    TypeError on what is no classifier, ValueError on ``drop`` > 0.
     """
     config = TrainingConfig() if config is None else config
     if not isinstance(classifier, NetworkClassifier) or not isinstance(classifier.network, nn.Module):

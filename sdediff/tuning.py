@@ -250,7 +250,7 @@ class Run:
         return tuple(steps), draws, (numbers, called)
 
     def table(self, theta: np.ndarray) -> np.ndarray:
-        """Coefficients, times of the calls and knots, in one vector."""
+        """Coefficients, times of the calls and knots, in one vector. Raises ValueError where another grid has other steps."""
         times = self.times(theta)
         lines, _, (numbers, called) = self._read(times, self.eta_of(theta))
         if lines != self.lines:

@@ -309,6 +309,7 @@ def measure(model: str | Path | tuple[SDE, Score], target: Target | None = None,
     Costs per repeat: two runs of the reference, one of them with the network, and three of the sampler. Raises ValueError for a run without
     an exact target (a table or images), and for a stochastic method that chooses its steps or whose noise is no increment of a path
     (Langevin steps, churn), for it has no finer solution to be held against; and what ``sample`` raises.
+    TypeError for a target that is no law.
     """
     from .. import runs
 
@@ -428,7 +429,8 @@ def _compare(end: Tensor, exact: Tensor, instead: dict[str, Tensor]) -> dict[str
 def write(run: str | Path, out: str | Path, methods: Sequence[str] = ("dpm++2m",), *, progress: bool = False,
           **options: Any) -> list[Budget]:
     """Measure the run in the folder ``run`` under each of ``methods``, write ``out``/budget.json and the page of the benchmark in ``out``
-    (a new folder, or one that holds a benchmark), and return the budgets. ``options`` go to ``measure``."""
+    (a new folder, or one that holds a benchmark), and return the budgets. ``options`` go to ``measure``. Raises ValueError without
+    methods."""
     from . import page
     if not methods:
         raise ValueError("methods=(): nothing to account for; expected samplers such as ['dpm++2m', 'ddim:steps=50'].")

@@ -168,7 +168,7 @@ class Entrant(NamedTuple):
 
 def entrant(source: str, text: str, target: Any = None) -> Entrant:
     """The method of a cell. A plug-in is a Solver class, an instance of one, a Method, or a function that returns one of these. A method
-    that needs a log density gets the target's."""
+    that needs a log density gets the target's. Raises TypeError on anything else."""
     if source != "sdediff":
         made = plug_in("solver", source)
         if callable(made) and not isinstance(made, (Solver, Method)):
@@ -190,7 +190,7 @@ def entrant(source: str, text: str, target: Any = None) -> Entrant:
 
 def law(name: str) -> Any:
     """A target by name, or a plug-in's: an object with ``score`` and ``sample``, or a function that returns one. The library's come
-    anew with every call."""
+    anew with every call. Raises TypeError on an object that lacks one of them."""
     if ":" not in name:
         return LAWS[choice("target", name, LAWS)]() if name in ("gaussian", "mixture") else toy(choice("target", name, LAWS))
     made = plug_in("target", name)
@@ -210,6 +210,7 @@ class Guest:
         self.target, self.score, self.log_prob = target, target.score, target.log_prob
 
     def sample(self, n: int, *, seed: int = 0, dtype: torch.dtype = F64) -> Tensor:
+        """Draws (n, *D) of the target; ValueError where it gives another shape."""
         x = self.target.sample(n, seed=seed)
         if not isinstance(x, Tensor) or x.ndim < 2 or len(x) != n:
             got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -355,6 +356,7 @@ def _process(name: str) -> SDE:
 
 
 def sde_of(p: Problem) -> SDE:
+    """The process of a cell: by its name, or that of its run."""
     return _process(p.process) if p.score == "exact" else _network(p.score.partition(":")[2])[0]
 
 

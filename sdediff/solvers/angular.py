@@ -57,6 +57,7 @@ class Angular(Multistep):
 
     @property
     def remembers(self) -> int:                                                              # type: ignore[override]
+        """Evaluations kept from step to step."""
         return max(self.nodes, self.corrector - 1) if self.corrector else self.nodes - 1
 
     @property
@@ -65,9 +66,11 @@ class Angular(Multistep):
 
     @property
     def corrects(self) -> bool:                                                              # type: ignore[override]
+        """Whether a step ends with a corrector."""
         return self.corrector > 0
 
     def norm(self, level: NoiseLevel) -> float:
+        """m = sqrt(sigma^2 + c^2 alpha^2) of a level."""
         return math.hypot(level.sigma, self.scale * level.alpha)
 
     def remember(self, p: Prediction, nodes: int = 0) -> tuple[Any, int]:

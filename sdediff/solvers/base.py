@@ -90,6 +90,7 @@ class Multistep(Solver):
 
     @property
     def remembers(self) -> int:                                                              # type: ignore[override]
+        """Evaluations kept from step to step."""
         return self.nodes - 1
 
     @property

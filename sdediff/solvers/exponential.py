@@ -244,6 +244,7 @@ class PredictorCorrector(Multistep):
 
     @property
     def remembers(self) -> int:                                                              # type: ignore[override]
+        """Evaluations kept from step to step."""
         return max(self.nodes, self.corrector - 1)
 
     @property

@@ -240,7 +240,7 @@ class TorchSDEForm(torch.nn.Module):
         return sde.at(end if abs(u - end) < 1e-6 * sde.t_max else u)
 
     def f(self, tau: Any, y: Tensor) -> Tensor:
-        """The drift in tau, shaped as y."""
+        """The drift in tau, shaped as y. Raises ValueError on another shape."""
         d = math.prod(self.event)
         if y.ndim != 2 or (y.shape[1] != d and (y.shape[1] != 1 or len(y) % d)):
             raise ValueError(f"y.shape={tuple(y.shape)} for events of shape {self.event}; expected (B, {d}), or (B * {d}, 1).")
@@ -254,7 +254,8 @@ class TorchSDEForm(torch.nn.Module):
         return (size * torch.eye(k, dtype=y.dtype, device=y.device)).expand(len(y), k, k)
 
     def brownian(self, path: BrownianPath, y: Tensor) -> TorchSDEBrownian:
-        """``sdeint``'s ``bm=`` for a state y: this Brownian path, which lives in t, in the clock tau, with its space-time area."""
+        """``sdeint``'s ``bm=`` for a state y: this Brownian path, which lives in t, in the clock tau, with its space-time area. Raises
+        TypeError on another kind of noise, ValueError on one of another shape or dtype."""
         if not isinstance(path, BrownianPath) or not path.timed:
             raise TypeError(f"path={type(path).__name__}: torchsde asks for one path over intervals of its own; expected "
                             "sdediff.random.BrownianPath(seed, shape, span=(0.0, sde.t_max)) with clock=None.")

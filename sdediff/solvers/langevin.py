@@ -53,6 +53,7 @@ class Langevin(Solver):
         return None
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        """Langevin steps at s. The Metropolis correction has no coefficient table: TypeError on a symbolic state."""
         if s.sigma == 0:
             return state
         if self.density is not None and not isinstance(state.x, Tensor):

@@ -71,6 +71,7 @@ class NonStationary(Solver):
 
     @property
     def remembers(self) -> int:                                                              # type: ignore[override]
+        """Evaluations kept: as many as the longest row has weights for."""
         return max(self.inner.remembers, *(len(row) for row in self.a))
 
     def accepts(self, eq: ReverseSDE) -> None:

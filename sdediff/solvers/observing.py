@@ -66,7 +66,7 @@ class Observing(Solver):
 
     @staticmethod
     def vector(x: Any) -> Tensor:
-        """x, unless it is the symbol of one."""
+        """x, unless it is the symbol of one. That is a TypeError, for there is no coefficient table."""
         if not isinstance(x, Tensor):
             raise TypeError("the step reads a measurement, so it has no coefficient table.")
         return x
@@ -146,6 +146,7 @@ class DPS(_Around):
         real("zeta", self.zeta, 0.0, low_open=True)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        """The inner solver's step, and a gradient step on the misfit. Raises ValueError where the state leaves the finite numbers."""
         p, pull = pullback(eq.score, self.vector(state.x), t)
         known, residual = [p], eq.observation.residual(p.x0)
 
@@ -223,6 +224,7 @@ class TwistedSMC(Observing):
 
     @property
     def couples(self) -> int | None:                                                         # type: ignore[override]
+        """The number of particles of a cloud."""
         return self.particles
 
     def over(self, levels: Sequence[NoiseLevel]) -> TwistedSMC:

@@ -80,6 +80,7 @@ class ReverseDiffusion(Solver):
     x_s = (2 - A) x + (1 + eta^2)/2 G^2 score + eta G u. Song et al. 2021, eq. 46. Weak order 1."""
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
+        """The step down to s. Raises ValueError on s > t."""
         if s.t > t.t:
             raise ValueError(f"t={t.t:g}, s={s.t:g}: reverse diffusion undoes forward steps; expected s <= t (to encode, take 'heun').")
         (a, g), eta = transition(t, s), eq.eta_at(t)

@@ -126,6 +126,7 @@ class Picard(Solver):
         return self.inner.noise
 
     def accepts(self, eq: ReverseSDE) -> None:
+        """What the inner method accepts. Raises TypeError where its step is not linear."""
         self.inner.accepts(eq)
         trial = [eq.at(0.6 * eq.sde.t_max), eq.at(0.5 * eq.sde.t_max)]
         try:

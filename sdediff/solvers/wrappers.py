@@ -29,6 +29,7 @@ class Chain(Solver):
 
     @property
     def remembers(self) -> int:                                                              # type: ignore[override]
+        """What the predictor remembers."""
         return self.predictor.remembers
 
     @property
@@ -96,6 +97,7 @@ class Start(Solver):
 
     @property
     def remembers(self) -> int:                                                              # type: ignore[override]
+        """What the multistep method remembers."""
         return self.multistep.remembers
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:

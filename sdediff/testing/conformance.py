@@ -84,18 +84,21 @@ class Twins:
     variance: float = 0.15
 
     def score(self, x: Tensor, level: NoiseLevel) -> Prediction:
+        """What is known of x (B, *D) at a level, exactly."""
         m = level.to(x)
         s = m.alpha**2 * self.variance + m.sigma**2
         h = torch.tanh(m.alpha / s * x)
         return Prediction(x, level, x0=(m.alpha * self.variance / s) * x + (m.sigma**2 / s) * h, score=(m.alpha / s) * h - x / s)
 
     def log_prob(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """Log density (B,)."""
         s = level.alpha**2 * self.variance + level.sigma**2
         u = level.alpha * x / s
         each = u.abs() + torch.log1p(torch.exp(-2 * u.abs())) - (x**2 + level.alpha**2) / (2 * s) - 0.5 * math.log(8 * math.pi * s)
         return _each(each)
 
     def cdf(self, x: Tensor, level: NoiseLevel) -> Tensor:
+        """Distribution function of a coordinate."""
         root = math.sqrt(level.alpha**2 * self.variance + level.sigma**2)
         return (torch.special.ndtr((x - level.alpha) / root) + torch.special.ndtr((x + level.alpha) / root)) / 2
 
@@ -144,10 +147,12 @@ class Subject:
     _ends: dict[Any, list[Tensor]] = field(default_factory=dict, repr=False)
 
     def recipe(self, target: Any = TWINS) -> Method:
+        """The method under test, for a target."""
         return self.make(target)
 
     @property
     def solver(self) -> Solver:
+        """Its solver."""
         return self.recipe().solver
 
     @property
@@ -173,6 +178,7 @@ class Subject:
 
     def states(self, x: Tensor, levels: Sequence[NoiseLevel] | None = None, *, target: Any = TWINS, score: Any = None, seed: int = 7,
                noise: Noise | None = None, sde: SDE = VP, recipe: Method | None = None) -> Iterator[State]:
+        """The states (steps + 1, B, *D) of a run."""
         recipe = recipe or self.recipe(target)
         noise = noise or WhiteNoise(seed, tuple(x.shape), dtype=x.dtype)
         return iterate(ReverseSDE(sde, score or target.score, recipe.eta), recipe.solver, x, levels or _grid(SHORT), noise)
@@ -1200,7 +1206,7 @@ Candidate = Solver | Method | str | Callable[[Any], Method]
 
 def subject(solver: Candidate, *, order: int | None = None, stochastic: bool | None = None, eta: Any = None,
             level: str = "fast") -> Subject:
-    """A method as the suite sees it; see ``check_solver``."""
+    """A method as the suite sees it; see ``check_solver``. Raises TypeError or ValueError on what is none."""
     if level not in ("fast", "full"):
         raise ValueError(f"level={level!r}: expected 'fast' or 'full'.")
     if isinstance(solver, Solver):
@@ -1228,7 +1234,8 @@ def _kept(solver: Any, options: tuple[tuple[str, Any], ...]) -> Subject:
 
 
 def checks(level: str = "fast") -> tuple[str, ...]:
-    """Names of the twenty checks, for ``pytest.mark.parametrize("check", checks())``. Both levels have the same; "full" measures more."""
+    """Names of the twenty checks, for ``pytest.mark.parametrize("check", checks())``. Both levels have the same; "full" measures more.
+    Raises ValueError on another level."""
     if level not in ("fast", "full"):
         raise ValueError(f"level={level!r}: expected 'fast' or 'full'.")
     return tuple(SOLVER)

@@ -193,7 +193,8 @@ def agreement(sde: SDE) -> Iterator[Finding]:
 
 
 def check_sde(sde: SDE, *, expected_failures: Mapping[str, str] | None = None) -> Report:
-    """Nine checks of a forward process: kernel, semigroup, snr, prior, score, ends, derivatives, inverse, agreement."""
+    """Nine checks of a forward process: kernel, semigroup, snr, prior, score, ends, derivatives, inverse, agreement. Raises TypeError
+    on what is no process."""
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process, such as sdediff.VPSDE() or your subclass of sdediff.SDE.")
     return PROCESS.report(type(sde).__name__, "full", sde, expected_failures)

@@ -70,6 +70,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
+        """Whether it passed, did not apply, or failed as expected."""
         return self.status not in (FAILED, UNEXPECTED)
 
     def __str__(self) -> str:
@@ -99,6 +100,7 @@ class Report:
 
     @property
     def failures(self) -> tuple[Result, ...]:
+        """The results that are not ok."""
         return tuple(r for r in self.results if not r.ok)
 
     def __getitem__(self, check: str) -> Result:
@@ -128,7 +130,8 @@ class Suite(dict[str, Check]):
         return fn
 
     def run(self, name: str, subject: Any, expected_failures: Mapping[str, str] | None = None) -> Result:
-        """One check's verdict. An expected failure that passes, or that does not apply, is a failure."""
+        """One check's verdict. An expected failure that passes, or that does not apply, is a failure. Raises ValueError on a name that
+        is none."""
         expected = dict(expected_failures or {})
         for given in (name, *expected):
             if given not in self:

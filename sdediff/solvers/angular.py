@@ -80,7 +80,7 @@ class Angular(Multistep):
         return p.x0 / c if alpha == 0 else -p.eps if sigma == 0 else (sigma / c * p.x0 - c * alpha * p.eps) / self.norm(p.level), nodes
 
     def weights(self, levels: Sequence[NoiseLevel], t: NoiseLevel, s: NoiseLevel) -> list[float]:
-        """The w_j of (12) for evaluations at ``levels``."""
+        """The w_j of theory, eq. (23) for evaluations at ``levels``."""
         if len(levels) == 1:
             c = self.scale
             return [math.atan2(c * (s.sigma * t.alpha - t.sigma * s.alpha), s.sigma * t.sigma + c**2 * s.alpha * t.alpha)]

@@ -178,7 +178,7 @@ class Subject:
 
     def states(self, x: Tensor, levels: Sequence[NoiseLevel] | None = None, *, target: Any = TWINS, score: Any = None, seed: int = 7,
                noise: Noise | None = None, sde: SDE = VP, recipe: Method | None = None) -> Iterator[State]:
-        """The states (steps + 1, B, *D) of a run."""
+        """The states of a run, one a level."""
         recipe = recipe or self.recipe(target)
         noise = noise or WhiteNoise(seed, tuple(x.shape), dtype=x.dtype)
         return iterate(ReverseSDE(sde, score or target.score, recipe.eta), recipe.solver, x, levels or _grid(SHORT), noise)

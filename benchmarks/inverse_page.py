@@ -22,15 +22,21 @@ A measurement y = A x + n, n ~ N(0, v I), of a sample whose law a diffusion mode
 answer is a mixture again, in closed form (`GaussianMixture.given`), so that every method of posterior sampling has a measured error here,
 not a picture.
 
-    import sdediff
-    from sdediff import inverse, operators
+```python
+import torch
 
-    known = operators.Mask(torch.tensor([True, False]))                     # or Blur, Downsample, Colourise, Matrix, or your own
-    guided = inverse.tweedie(score, known, std=0.1)                         # a Score: any method samples it, log_prob too
-    x = sdediff.sample(sde, guided, shape=(64, 2), method="dpm++2m-sde", steps=100, conditions={"measurement": y})
+import sdediff
+from sdediff import inverse, operators
 
-    seen = inverse.observe(score, known, std=0.1)                           # for methods that act on the state
-    x = sdediff.sample(sde, seen, shape=(64, 2), method="smc", steps=100, conditions={"measurement": y})
+sde, score = sdediff.VPSDE(), sdediff.targets.toy("two-moons").score    # or that of a network
+known, y = operators.Mask(torch.tensor([True, False])), torch.full((64, 1), 0.5)        # or Blur, Downsample, Colourise, Matrix, or your own
+guided = inverse.tweedie(score, known, std=0.1)                         # a Score: any method samples it, log_prob too
+x = sdediff.sample(sde, guided, shape=(64, 2), method="dpm++2m-sde", steps=100, conditions={"measurement": y})
+
+seen = inverse.observe(score, known, std=0.1)                           # for methods that act on the state
+z = sdediff.sample(sde, seen, shape=(64, 2), method="smc", steps=100, conditions={"measurement": y})
+print(x.mean(0), z.mean(0))
+```
 
     sdediff inpaint runs/digits --measured upper                            # the same on a trained run
 

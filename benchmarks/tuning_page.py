@@ -40,7 +40,13 @@ The coefficients c and the levels t are functions of the grid. They are read off
 eigenvalue of the data's covariance its gain, its mean and its variance are sums over the table (`sdediff.analysis.gaussian_error`; W2, KL
 and path errors in a few milliseconds, without a sample):
 
-    sdediff.analysis.gaussian_error("dpm++2m", sdediff.VPSDE(), nfe=10, spectrum=sdediff.analysis.spectrum_of(data)).total
+```python
+import sdediff
+from sdediff import analysis
+
+data = sdediff.targets.toy("two-moons").sample(1000, seed=0)
+print(analysis.gaussian_error("dpm++2m", sdediff.VPSDE(), nfe=10, spectrum=analysis.spectrum_of(data)).total)
+```
 
 **A derivative for any method.** The run is a composition of network calls and combinations. Its derivative in c and t is that of automatic
 differentiation (each call recomputed on the way back, so that memory holds states alone), and dc/d theta, dt/d theta are differences of the
@@ -66,8 +72,15 @@ agree (`sdediff.solvers.NonStationary`; theory, eq. (36)):
 
 `sdediff.tune` places the knots first, then fits a and b, each within +-4: whatever they are, a point mass is returned exactly.
 
-    m = sdediff.tune("auto", sde, score, nfe=8, data=x)         # print(m.gain): the error before and after, on starts that nothing saw
-    sdediff.sample(sde, score, shape=(1000, 2), method=m, nfe=8)
+```python
+import sdediff
+
+sde, target = sdediff.VPSDE(), sdediff.targets.toy("two-moons")
+quick = {"trajectories": 64, "iterations": 10, "starts": 1}             # left out for what is measured below
+m = sdediff.tune("auto", sde, target.score, nfe=5, data=target.sample(300, seed=0), **quick)
+x = sdediff.sample(sde, target.score, shape=(1000, 2), method=m, nfe=5, seed=0)
+print(m.gain)                                                           # before and after, on starts that nothing saw
+```
 
     sdediff tune RUN --nfe 5 10 20                              # for a trained run; then sdediff sample RUN --method tuned --nfe 10
 """

@@ -146,18 +146,29 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over the pixels, heads of 32 channels or of all where they are fewer."""
+    """Self-attention over the pixels of a picture, heads of 32 channels or of all where they are fewer; of a clip (``frames``), over the
+    frames at each pixel, with learnt places in time. h: (B, C, H, W), or (B F, C, H, W) with the frames of a clip in turn."""
 
-    def __init__(self, channels: int, generator: torch.Generator) -> None:
+    def __init__(self, channels: int, generator: torch.Generator, frames: int | None = None) -> None:
         super().__init__()
-        self.heads = max(1, channels // 32)
+        self.heads, self.frames = max(1, channels // 32), frames
         self.norm, self.enter = _norm(channels), _conv(channels, 3 * channels, 1, generator)
         self.leave = _zeroed(_conv(channels, channels, 1, generator))
+        if frames:
+            self.place = nn.Parameter(torch.randn(frames, channels, 1, 1, generator=generator, device="cpu"))
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
-        q, k, v = self.enter(self.norm(h)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
-        return h + self.leave(mixed.transpose(-1, -2).reshape(h.shape))
+        inner = self.norm(h)
+        if self.frames:
+            inner = (inner.unflatten(0, (-1, self.frames)) + self.place).flatten(0, 1)
+        parts = self.enter(inner).flatten(2).unflatten(1, (3, self.heads, -1))                 # (B or B F, 3, heads, C / heads, pixels)
+        if self.frames:
+            q, k, v = parts.unflatten(0, (-1, self.frames)).permute(2, 0, 5, 3, 1, 4)           # 3 of (B, pixels, heads, F, C / heads)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v).permute(0, 3, 2, 4, 1)
+        else:
+            q, k, v = parts.transpose(-1, -2).unbind(1)
+            mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
+        return h + self.leave(mixed.reshape(h.shape))
 
 
 class UNet(_Conditioned):
@@ -165,7 +176,8 @@ class UNet(_Conditioned):
 
     Parameters
     ----------
-    event : (C, H, W).
+    event : (C, H, W); or of clips (F, C, H, W): F frames with the same weights, which attend to each other after each block, pixel by pixel
+        (Ho et al. 2022, sec. 3).
     width : channels at the first resolution; ``multipliers``: times as many at each of the resolutions, H, H/2 (rounded up), H/4, ...
     blocks : residual blocks at a resolution on the way down; one more on the way up.
     attention : heights at which pixels attend to each other; the coarsest resolution does in the middle if it is one of them.
@@ -173,7 +185,7 @@ class UNet(_Conditioned):
         in patches. At patch = 2 a picture costs a quarter.
     frequencies, time_scale, classes, seed : as for ``MLP``.
     embedding : numbers in a condition e (B, embedding), as of a text or a picture; ``e=None`` is a learnt one. None: no such condition.
-    context : channels of a picture (B, context, H, W) that is given beside x, as a sketch or a smaller picture brought to its size;
+    context : channels of a picture (B, context, H, W), of each frame of a clip (B, F, context, H, W), that is given beside x, as a sketch or a smaller picture brought to its size;
         ``context=None`` is a black one, 0 everywhere. None: no such condition.
 
     The width must be a multiple of 8 (group normalisation in groups of at least 8 channels). Raises TypeError or ValueError where an
@@ -185,17 +197,19 @@ class UNet(_Conditioned):
                  classes: int | None = None, embedding: int | None = None, context: int | None = None, seed: int = 0) -> None:
         super().__init__()
         self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(event))
-        if len(self.event) != 3:
-            raise ValueError(f"event={self.event}: expected the shape (C, H, W) of one image, such as (1, 28, 28).")
+        if len(self.event) not in (3, 4):
+            raise ValueError(f"event={self.event}: expected the shape (C, H, W) of one image, such as (1, 28, 28), or (F, C, H, W) of a clip.")
+        self.frames = self.event[0] if len(self.event) == 4 else None
+        image, height, breadth = self.event[-3:]
         self.patch = integer("patch", patch, 1)
-        if self.event[1] % self.patch or self.event[2] % self.patch:
-            raise ValueError(f"patch={patch}: expected a divisor of the height and the width, {self.event[1]} and {self.event[2]}.")
+        if height % self.patch or breadth % self.patch:
+            raise ValueError(f"patch={patch}: expected a divisor of the height and the width, {height} and {breadth}.")
         self.width, self.blocks = integer("width", width, 8), integer("blocks", blocks, 1)
         if self.width % 8:
             raise ValueError(f"width={width}: expected a multiple of 8.")
         self.multipliers = tuple(integer(f"multipliers[{i}]", m, 1) for i, m in enumerate(multipliers))
         self.attention = tuple(integer(f"attention[{i}]", n, 1) for i, n in enumerate(attention))
-        heights = [-(-self.event[1] // (self.patch * 2**k)) for k in range(len(self.multipliers))]
+        heights = [-(-height // (self.patch * 2**k)) for k in range(len(self.multipliers))]
         if not heights or not set(self.attention) <= set(heights):
             raise ValueError(f"attention={self.attention}, multipliers={self.multipliers}: expected at least one multiplier, and heights "
                              f"among {heights}.")
@@ -207,10 +221,11 @@ class UNet(_Conditioned):
         if self.embedding is not None:
             self.absent = nn.Parameter(torch.zeros(self.embedding, device="cpu"))
             self.embed = _linear(self.embedding, level, generator)
-        channels, skips, pixels = self.width, [self.width], self.event[0] * self.patch**2
+        channels, skips, pixels = self.width, [self.width], image * self.patch**2
         given = pixels + (self.context or 0) * self.patch**2
         self.enter, self.down, self.up = _conv(given, channels, 3, generator), nn.ModuleList(), nn.ModuleList()
-        attend = lambda n, height: [_Attention(n, generator)] if height in self.attention else []
+        attend = lambda n, height: [*([_Attention(n, generator)] if height in self.attention else []),
+                                    *([_Attention(n, generator, self.frames)] if self.frames else [])]
         for k, (m, height) in enumerate(zip(self.multipliers, heights)):
             if k:
                 self.down.append(_stage(_conv(channels, channels, 3, generator, stride=2)))
@@ -236,8 +251,8 @@ class UNet(_Conditioned):
 
     def forward(self, x: Tensor, c: Tensor, y: Tensor | int | None = None, e: Tensor | None = None,
                 context: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W), c (B,), y (B,) of labels or one label for all, e (B, embedding), context (B, context, H, W). Returns a tensor
-        shaped as x. Raises ValueError where a shape or a label does not fit."""
+        """x (B, C, H, W) or (B, F, C, H, W), c (B,), y (B,) of labels or one label for all, e (B, embedding), context shaped as x but for its
+        channels. Returns a tensor shaped as x. Raises ValueError where a shape or a label does not fit."""
         if x.shape[1:] != self.event:
             raise ValueError(f"x.shape={tuple(x.shape)}: expected (B, {', '.join(map(str, self.event))}).")
         level = self.levels(self._level(x, c, y))
@@ -249,13 +264,15 @@ class UNet(_Conditioned):
         elif e is not None:
             raise ValueError("e was given to a network without an embedding; expected e=None, or UNet(..., embedding=...).")
         if self.context is not None:
-            shape = (len(x), self.context, *x.shape[2:])
+            shape = (*x.shape[:-3], self.context, *x.shape[-2:])
             beside = x.new_zeros(shape) if context is None else context.to(x.dtype)
             if beside.shape != shape:
                 raise ValueError(f"context.shape={tuple(beside.shape)}: expected {shape}.")
-            x = torch.cat([x, beside], 1)
+            x = torch.cat([x, beside], -3)
         elif context is not None:
             raise ValueError("context was given to a network without one; expected context=None, or UNet(..., context=...).")
+        if self.frames:
+            x, level = x.flatten(0, 1), level.repeat_interleave(self.frames, 0)
         held = [h := self.enter(nn.functional.pixel_unshuffle(x, self.patch))]
         for stage in self.down:
             held.append(h := _through(stage, h, level))
@@ -265,7 +282,8 @@ class UNet(_Conditioned):
             if h.shape[-2:] != across.shape[-2:]:
                 h = nn.functional.interpolate(h, size=across.shape[-2:], mode="nearest")
             h = _through(stage, torch.cat([h, across], 1), level)
-        return nn.functional.pixel_shuffle(self.leave(nn.functional.silu(self.norm(h))), self.patch)
+        out = nn.functional.pixel_shuffle(self.leave(nn.functional.silu(self.norm(h))), self.patch)
+        return out.unflatten(0, (-1, self.frames)) if self.frames else out
 
 
 def _stage(*parts: nn.Module) -> nn.ModuleList:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import grids
+from . import files, grids
 from .metrics import Estimate
 from .score import Score
 from .sde import SDE, NoiseLevel
@@ -173,6 +173,12 @@ def sheet(x: Tensor, grid: tuple[int, int], width: int = 720) -> Any:
     return image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
 
 
+def film(path: str | Path, clips: Tensor, grid: tuple[int, int], *, width: int = 480, milliseconds: int = 120) -> None:
+    """Clips (n, frames, C, H, W) in [-1, 1] as a GIF of ``grid`` = (rows, columns), each to its end and again."""
+    images = [sheet(clips[:, k], grid, width) for k in range(clips.shape[1])]
+    images[0].save(path, save_all=True, append_images=images[1:], duration=[milliseconds] * (len(images) - 1) + [4 * milliseconds], loop=0)
+
+
 def _show(ax: Axes, x: Tensor, columns: int, rows: int | None = None) -> Any:
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set_visible(False)
@@ -243,7 +249,8 @@ def trajectory(path: str | Path, sde: SDE, tracks: Sequence[Track], data: Tensor
     palette.putpalette(colours.flatten().tolist())
     images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     step = round(1000 * seconds / frames / 10) * 10
-    images[0].save(path, save_all=True, append_images=images[1:], duration=[600] + [step] * (frames - 2) + [2000], loop=0, optimize=True)
+    files.write(path, lambda file: images[0].save(file, "GIF", save_all=True, append_images=images[1:], loop=0, optimize=True,
+                                                  duration=[600] + [step] * (frames - 2) + [2000]))
 
 
 def _moving(ax: Axes, way: Tensor, data: Tensor, sheet: tuple[int, int]) -> Callable[[int], Any]:

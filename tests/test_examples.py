@@ -43,15 +43,36 @@ def test_every_example_is_run_here():
     assert named == {p.name for p in EXAMPLES.glob("*.py")}
 
 
+def test_the_tour():
+    rows = [line.split() for line in example("00_tour.py").splitlines()]
+    assert [row[0] for row in rows] == ["ddim", "dpm++2m", "unipc-3", "auto", "ddpm", "sa-solver", "exact"]
+    distance = {row[0]: float(row[1]) for row in rows}
+    assert distance["auto"] < 0.05 < distance["ddim"] < 0.1
+
+
+@pytest.mark.slow
+def test_a_network_of_one_s_own():
+    distance = {line.split()[0]: float(line.split()[1]) for line in example("01_own_network.py").splitlines()}
+    assert all(distance[name] < 0.1 for name in ("heun", "dpm++2m", "ddpm", "euler-maruyama")) and distance["exact"] < 0.05
+
+
+@pytest.mark.slow
+def test_a_solver_of_one_s_own(tmp_path):
+    said = example("10_own_solver.py", str(tmp_path))
+    assert "18 passed" in said and "failed" not in said
+    assert 1.85 < float(re.search(r"order +passed +([\d.]+)", said)[1]) < 2.2
+    assert len(re.findall(r"^\d+ calls: .*ExponentialMidpoint", said, re.MULTILINE)) == 4 and (tmp_path / "index.html").is_file()
+
+
 def test_ddpm_is_a_solver():
-    gaps = [float(line.split()[-1]) for line in example("ddpm_is_an_sde_solver.py").splitlines() if re.match(r" +\d+ ", line)]
+    gaps = [float(line.split()[-1]) for line in example("02_ddpm_is_an_sde_solver.py").splitlines() if re.match(r" +\d+ ", line)]
     assert len(gaps) == 2 * (6 + 3 * 2) and max(gaps) < 1e-12
 
 
 @pytest.mark.slow
 def test_one_picture(tmp_path):
     """A network trained for seconds: DDPM and the stochastic fast method find the picture, the slip does not; the run goes on."""
-    said = example("single_image.py", "--quick", "true", "--threads", "1", "--out", str(tmp_path))
+    said = example("03_single_image.py", "--quick", "true", "--threads", "1", "--out", str(tmp_path))
     table = [re.match(r"(\S[\w+ -]*?\S)((?: +[\d.-]+)+)$", line) for line in said.splitlines()]
     rows = [(m[1], [float(v) for v in m[2].split()]) for m in table if m]
     assert [name for name, _ in rows] == ["ddpm", "ddim", "dpm++2m", "unipc-3", "deis-3", "ddpm", "sa-solver", "the slip"]
@@ -62,13 +83,13 @@ def test_one_picture(tmp_path):
     for name in ("forward.png", "denoised.png"):
         assert min(shape(tmp_path / name)[1:]) > 600
     assert shape(tmp_path / "denoising.gif")[0] == 36
-    assert example("single_image.py", "--quick", "true", "--threads", "1", "--out", str(tmp_path)) == said      # nothing is trained again
+    assert example("03_single_image.py", "--quick", "true", "--threads", "1", "--out", str(tmp_path)) == said      # nothing is trained again
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("data", ["digits", "mnist"])
 def test_digits(data, tmp_path):
-    said = example("digits.py", "--data", data, "--quick", "true", "--threads", "1", "--out", str(tmp_path))
+    said = example("04_digits.py", "--data", data, "--quick", "true", "--threads", "1", "--out", str(tmp_path))
     accuracy = {line[:30].strip(): float(line.split("%")[0].split()[-1]) for line in said.splitlines() if "%" in line}
     assert len(accuracy) == 9 and accuracy["real digits"] > 95
     assert accuracy["dpm++2m, classifier-free 3"] > {"digits": 90, "mnist": 60}[data]
@@ -90,7 +111,7 @@ def quick(name, out, *more):
 
 @pytest.mark.slow
 def test_cascade(tmp_path):
-    lines = quick("cascade.py", tmp_path)
+    lines = quick("05_cascade.py", tmp_path)
     assert [line.split(":")[0] for line in lines[:2]] == ["7x7 to 14x14", "14x14 to 28x28"]
     assert float(lines[2].split(": ")[1]) > 0.01
     assert shape(tmp_path / "cascade.png")[1:] > (600, 100) and shape(tmp_path / "several.png")[1:] > (300, 300)
@@ -98,14 +119,22 @@ def test_cascade(tmp_path):
 
 @pytest.mark.slow
 def test_sketch(tmp_path):
-    rows = [line.split()[-4:] for line in quick("sketch.py", tmp_path)[1:5]]
+    rows = [line.split()[-4:] for line in quick("06_sketch.py", tmp_path)[1:5]]
     own, theirs = ([float(row[k]) for row in rows] for k in (0, 1))
     assert all(a > b for a, b in zip(own, theirs)) and min(shape(tmp_path / "sketches.png")[1:]) > 300
 
 
 @pytest.mark.slow
+def test_video(tmp_path):
+    lines = quick("09_video.py", tmp_path)
+    distance = {line[:28].strip(): float(line[28:].split()[0]) for line in lines[1:4]}
+    assert distance["real clips, others"] < 0.7 * distance["samples, frames shuffled"]
+    assert shape(tmp_path / "clips.gif")[0] == 8 and min(shape(tmp_path / "continued.png")[1:]) > 300
+
+
+@pytest.mark.slow
 def test_latent(tmp_path):
-    lines = quick("latent.py", tmp_path)
+    lines = quick("07_latent.py", tmp_path)
     error = {line.split()[0]: float(line.split()[2]) for line in lines[1:3]}
     assert 0.1 < error["principal"] < 0.25 and error["convolutional"] < 0.6 and min(shape(tmp_path / "latent.png")[1:]) > 200
 
@@ -113,14 +142,14 @@ def test_latent(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("prior", ["false", "true"])
 def test_text(prior, tmp_path):
-    lines = quick("text_to_digit.py", tmp_path, "--prior", prior, "--caption", '["a bold seven", "the digit two"]')
+    lines = quick("08_text_to_digit.py", tmp_path, "--prior", prior, "--caption", '["a bold seven", "the digit two"]')
     assert [line.split(":")[0] for line in lines] == ["guidance 1", "    ink", "    slant", "guidance 2", "    ink", "    slant", "real digits"]
     assert min(shape(tmp_path / "captions.png")[1:]) > 400 and min(shape(tmp_path / "own.png")[1:]) > 100
 
 
 def test_captions_say_what_is_measured():
     """Thirds of a class are thirds; a sheared picture is more slanted, a brighter one has more ink; unknown words are refused."""
-    text = module("text_to_digit")
+    text = module("08_text_to_digit")
     data = load("mnist")
     x, y = data.train[:1000], data.labels[:1000]
     ink, slant = text.measured(x)
@@ -156,3 +185,16 @@ def test_latent_and_pixel_samplers_agree_on_gaussian_data():
     kept = few.decode(few.encode(data)) - data
     values = torch.linalg.eigvalsh(torch.cov(data.T))
     assert float(kept.square().sum(1).mean()) == pytest.approx(float(values[:-4].sum()), rel=1e-3)   # the least there is
+
+
+def test_clips_move_at_a_constant_speed_and_stay_inside():
+    video = module("09_video")
+    clip = video.clips(load("mnist").train[:50], 0)
+    assert clip.shape == (50, 8, 1, 16, 16)
+    mass = (clip + 1).sum((2, 3, 4))
+    assert torch.allclose(mass, mass[:, :1].expand_as(mass), rtol=1e-4)                  # all of the digit is in every frame
+    speed = video.velocity(clip).abs()
+    assert float(speed.max()) < 2.01 and float((speed.round() - speed).abs().median()) < 1e-3
+    assert torch.equal(clip, video.clips(load("mnist").train[:50], 0))
+    shown = video.given(clip, torch.tensor([k % 5 for k in range(50)]))
+    assert all(torch.equal(shown[k, :k % 5], clip[k, :k % 5] + 2) and not shown[k, k % 5:].any() for k in range(50))

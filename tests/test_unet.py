@@ -1,4 +1,6 @@
 """The U-Net: shapes of any kind, conditions that reach every output, and the same weights from the same seed."""
+import itertools
+
 import pytest
 import torch
 
@@ -6,7 +8,7 @@ import sdediff
 from sdediff.nets import UNet, _Attention, build
 from sdediff.training import TrainingConfig, train
 
-KINDS = {"grey": ((1, 28, 28), {"attention": (7,), "classes": 10}), "odd": ((3, 7, 5), {"embedding": 4}), "one": ((2, 4, 4), {"multipliers": (1,)}),
+KINDS = {"clips": ((3, 1, 8, 8), {"patch": 2, "attention": (2,), "classes": 2, "context": 1, "embedding": 3}), "grey": ((1, 28, 28), {"attention": (7,), "classes": 10}), "odd": ((3, 7, 5), {"embedding": 4}), "one": ((2, 4, 4), {"multipliers": (1,)}),
          "patches": ((3, 12, 8), {"patch": 4, "attention": (2,), "classes": 2}),
          "deep": ((1, 16, 16), {"multipliers": (1, 2, 2, 4), "blocks": 2, "attention": (2, 4), "classes": 3, "embedding": 5, "context": 2})}
 
@@ -64,6 +66,29 @@ def test_attention_is_a_softmax_over_all_pixels():
     assert torch.allclose(net(h, torch.empty(0)), expected, atol=1e-12)
 
 
+def test_frames_attend_to_each_other_at_their_own_pixel():
+    """By hand: the frames of clip b at pixel i are a sequence, with their places added after the norm."""
+    net = _Attention(64, torch.Generator().manual_seed(0), frames=4).double()
+    torch.nn.init.normal_(net.leave.weight, generator=torch.Generator().manual_seed(1))
+    h = torch.randn(2 * 4, 64, 3, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    q, k, v = net.enter(net.norm(h) + net.place.repeat(2, 1, 1, 1)).chunk(3, 1)
+    mixed = torch.empty_like(h)
+    for b, row, column, head in itertools.product((0, 1), range(3), range(2), (slice(0, 32), slice(32, 64))):
+        a, c, d = (part[4 * b:4 * b + 4, head, row, column] for part in (q, k, v))             # (F, 32)
+        mixed[4 * b:4 * b + 4, head, row, column] = (a @ c.T / 32**0.5).softmax(1) @ d
+    assert torch.allclose(net(h, torch.empty(0)), h + net.leave(mixed), atol=1e-12)
+
+
+def test_a_frame_reaches_every_other_frame_of_its_clip_alone():
+    event, options = KINDS["clips"]
+    net, x = filled(event, **options), torch.randn(2, *event, generator=torch.Generator().manual_seed(1))
+    c, more = torch.tensor([0.1, 0.1]), torch.zeros_like(x)
+    more[1, 0] = 1.0
+    for changed in (net(x + more, c), net(x, c, context=more)):
+        assert torch.allclose(changed[0], net(x, c)[0], atol=1e-6)
+        assert float(((changed[1] - net(x, c)[1]).abs() > 1e-7).float().mean()) > 0.99
+
+
 def test_a_run_of_it_learns_and_samples():
     """One picture, so that the best loss is that of a point mass and samples are the picture."""
     picture = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
@@ -96,7 +121,7 @@ def test_another_library_s_unet_through_the_same_adapter():
 
 
 @pytest.mark.parametrize(("make", "said"), [
-    (lambda: UNet((28, 28)), r"event=\(28, 28\)"), (lambda: UNet((1, 8, 8), 12), "width=12"), (lambda: UNet((1, 8, 8), attention=(3,)), "attention="),
+    (lambda: UNet((28, 28)), r"event=\(28, 28\)"), (lambda: UNet((2, 8, 1, 28, 28)), r"event=\(2, 8"), (lambda: UNet((1, 8, 8), 12), "width=12"), (lambda: UNet((1, 8, 8), attention=(3,)), "attention="),
     (lambda: UNet((1, 8, 8), multipliers=()), "multipliers="), (lambda: UNet((1, 8, 6), patch=4), "patch=4"), (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 9), torch.zeros(2)), "x.shape="),
     (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 8), torch.zeros(2), y=1), "y was given"),
     (lambda: UNet((1, 8, 8), 8)(torch.zeros(2, 1, 8, 8), torch.zeros(2), e=torch.zeros(2, 3)), "e was given"),

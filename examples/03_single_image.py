@@ -14,7 +14,7 @@ start.
 
 The chain is `method="ddpm"` on `VPSDE.from_betas`; the same network serves every other solver, in a tenth of the calls. There is one
 training picture, so that the best that a network can do is to remember it: this is memorisation, it shows that the formulas and the loop
-are right, and says nothing of generation. For that see digits.py.
+are right, and says nothing of generation. For that see 04_digits.py.
 
 Four minutes on two cores, `--quick true` less than one. Interrupted and given again, it goes on.
 """

@@ -76,7 +76,7 @@ agree (`sdediff.solvers.NonStationary`; theory, eq. (36)):
 import sdediff
 
 sde, target = sdediff.VPSDE(), sdediff.targets.toy("two-moons")
-quick = {"trajectories": 64, "iterations": 10, "starts": 1}             # left out for what is measured below
+quick = {"trajectories": 32, "iterations": 5, "starts": 1}              # left out for what is measured below
 m = sdediff.tune("auto", sde, target.score, nfe=5, data=target.sample(300, seed=0), **quick)
 x = sdediff.sample(sde, target.score, shape=(1000, 2), method=m, nfe=5, seed=0)
 print(m.gain)                                                           # before and after, on starts that nothing saw

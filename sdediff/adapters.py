@@ -159,7 +159,7 @@ class _Schedule:
         """What the model's output for x at chain time t means, as ``gives``."""
         if x.ndim > 1 and out.shape[1:2] == (2 * x.shape[1],) and str(self.scheduler.config.get("variance_type")).startswith("learned"):
             out = out[:, :x.shape[1]]
-        if self.clip is None:
+        if self.clip is None or out.shape != x.shape:                   # which is refused where shapes are checked
             return out
         return self.clip(Prediction(x, self.sde.at(t).to(x), **{self.predicts: out}).x0)
 
@@ -481,9 +481,9 @@ class Scheduler:
         self._times = times_of(recipe, sde, steps, None, grid, None, None)
         self._levels = self._traced(self._times, None).levels           # those of the network calls, whatever the source of noise
         self._run: _Run | None = None
-        index = [m.t - 1 for m in self._levels]
-        whole = all(i == round(i) for i in index)
-        self.timesteps = torch.tensor(index, dtype=torch.float64).to(device, torch.int64 if whole else torch.float32)
+        index = torch.tensor([m.t - 1 for m in self._levels], dtype=torch.float64)
+        whole = bool(((index - index.round()).abs() < 1e-9).all())      # as from_network tells it
+        self.timesteps = (index.round().long() if whole else index.float()).to(device)
         self.num_inference_steps = len(self._times) - 1
 
     def _traced(self, times: Sequence[float], source: random.Noise | None) -> execution.Program:
@@ -499,7 +499,7 @@ class Scheduler:
             raise ValueError(f"{name}: its first network call is not at its start, where a pipeline makes it; expected a method that "
                              "begins with the score, such as 'dpm++2m'.")
         lowest = min(m.t for m in p.levels)
-        if lowest < 1:
+        if lowest < 1 - 1e-9:
             raise ValueError(f"{name}: it asks the network at t={lowest:g}, below its index 0 (t=1); expected a grid that ends at 1.0 or "
                              "goes from there to 0.0.")
         return p

@@ -170,16 +170,22 @@ TEXT = r"""# What guidance samples
 Guidance makes a score of scores, so every method and the likelihood work with it:
 
 ```python
-from sdediff import guidance, nets, sample, training
+import torch
 
-guided = guidance.classifier_free(score, 2.0)                       # score takes conditions={"y": ...}; without, it is unconditional
+from sdediff import VPSDE, guidance, sample, targets
+
+sde, law = VPSDE(), targets.GaussianMixture([[-1.0, 0.0], [1.0, 0.0]], 0.3, labels=[0, 1])
+score, labels = law.conditional, torch.tensor([0, 1]).repeat(32)    # it takes conditions={"y": ...}; without, it is unconditional
+guided = guidance.classifier_free(score, 2.0)
 x = sample(sde, guided, shape=(64, 2), nfe=40, conditions={"y": labels})        # 20 evaluations of two calls
+print(x[labels == 0].mean(0), x[labels == 1].mean(0))
 
-guidance.classifier_free(score, 2.0, null={"y": 10})                # a network with a label that means none
+weaker = targets.Gaussian(law.mean, law.cov).score
+guidance.classifier_free(score, 2.0, null={"y": 1})                 # a network with a label that means none
 guidance.classifier_free(score, 3.0, interval=(0.2, 2.0))           # guided between these sigma/alpha, one call elsewhere
 guidance.classifier_free(score, 6.0, rescale=0.7)                   # x0 brought back to the conditional spread
 guidance.autoguidance(score, weaker, 2.0)                           # away from a weaker model of the same law
-guidance.classifier(score, p, 2.0)                                  # p(x, level) -> logits, see training.train_classifier
+guidance.classifier(law.score, law.log_posterior, 2.0)              # (x, level) -> logits, see training.train_classifier
 guidance.temperature(score, 0.5)                                    # N(m, I) becomes N(m, I/2)
 ```
 

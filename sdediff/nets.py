@@ -349,6 +349,7 @@ class Autoencoder(nn.Module):
                                     _conv(w, w, 3, g), nn.SiLU(), _conv(w, 4 * c, 3, g), nn.PixelShuffle(2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The losses (B,) of images x (B, *event)."""
         z = self.encode(x)
         error = (self.decode(z + self.noise * torch.randn_like(z)) - x).square()
         return error.flatten(1).mean(1) + self.penalty * z.square().flatten(1).mean(1)

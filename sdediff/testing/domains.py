@@ -66,6 +66,8 @@ class Domain:
 
 @dataclass(frozen=True)
 class Integer(Domain):
+    """Integers from ``low`` to ``high``."""
+
     low: int | None = None
     high: int | None = None
     none: bool = False
@@ -109,6 +111,8 @@ class Real(Domain):
 
 @dataclass(frozen=True)
 class Flag(Domain):
+    """True or False."""
+
     none: bool = False
     inside: tuple[Any, ...] = (True, False)
     edges: tuple[Any, ...] = (0, 1, "yes")
@@ -119,6 +123,8 @@ class Flag(Domain):
 
 @dataclass(frozen=True)
 class Choice(Domain):
+    """One of ``names``."""
+
     names: tuple[str, ...]
     none: bool = False
 
@@ -312,6 +318,8 @@ class Names(Domain):
 
 @dataclass(frozen=True)
 class DType(Domain):
+    """A dtype of torch."""
+
     allowed: tuple[Any, ...] = FLOATING
     none: bool = True
     edges: tuple[Any, ...] = (torch.int64, torch.complex64, torch.bool, "float32", np.float32, float)
@@ -326,6 +334,8 @@ class DType(Domain):
 
 @dataclass(frozen=True)
 class Device(Domain):
+    """A device, by name or itself."""
+
     none: bool = True
     inside: tuple[Any, ...] = ("cpu", torch.device("cpu"))
     edges: tuple[Any, ...] = ("nowhere", "cuda:99", 0.5)
@@ -431,6 +441,8 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
+    """What a case came to."""
+
     kind: str                   # refused, served, unclear, silent
     said: str                   # the error's words, or what is wrong
 

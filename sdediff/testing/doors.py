@@ -150,6 +150,7 @@ door(sampling.simulate, {"sde": VP, "x0": X, "steps": 2, "seed": 0},
 
 # -- processes, levels, grids ---------------------------------------------------------------------------------------------
 def positive(*inside: float, **more: Any) -> Real:
+    """Real numbers above 0."""
     return Real(0.0, None, "low", inside=inside, **more)
 
 

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import sdediff
 from benchmarks.peers import Peer, peers
-from sdediff import metrics
+from sdediff import files, metrics
 from sdediff.bench import cells, page, study
 
 OURS = ("ddim", "heun", "edm-heun", "dpm-solver-2", "dpm++2m", "dpm++3m", "dpm++3m-published", "unipc-2", "unipc-3", "deis-3", "ab-3",
@@ -86,7 +86,7 @@ def run(out: Path, *, methods: Sequence[str] = OURS, only: Sequence[str] = (), g
     from tqdm.auto import tqdm
     for peer, name, problem, nfe, grid in tqdm(runs, desc="peers", disable=not progress, unit="run"):
         rows += keep(peer, name, problem, nfe, grid, out)
-    cells.write_text(out / study.RESULTS, study.as_csv(rows))
+    files.write(out / study.RESULTS, study.as_csv(rows))
     page.write(out)
     return rows
 

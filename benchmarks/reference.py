@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from sdediff import files
 from sdediff.bench import cells, findings, full, page, study
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def kept(rows: list[cells.Row]) -> list[cells.Row]:
 
 def write(folder: Path) -> None:
     rows = kept(study.read(folder))
-    cells.write_text(TABLE, study.as_csv(rows))
+    files.write(TABLE, study.as_csv(rows))
     shutil.copy(folder / study.STUDY, DOCUMENT)
     with tempfile.TemporaryDirectory() as place:
         shutil.copy(TABLE, Path(place) / study.RESULTS)

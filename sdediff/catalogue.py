@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from . import files
 from .progress import bar
 from .recipes import Method, describe, methods
 from .recipes import method as as_method
@@ -99,7 +100,7 @@ def write_measurements(path: str | Path, names: Iterable[str] | None = None) -> 
     """Measure every method and write the file that ``measured`` reads; a minute on one core."""
     wanted = list(names or methods())
     results = {name: measure(name) for name in bar(len(wanted), True, iterable=wanted, desc="measuring", unit="method")}
-    Path(path).write_text(json.dumps(results, indent=1) + "\n")
+    files.write(path, json.dumps(results, indent=1) + "\n")
 
 
 def catalogue() -> list[Entry]:

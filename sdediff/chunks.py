@@ -10,7 +10,7 @@ to the call, not to the processes that share it, so that their number changes no
 
 *The file.* OUT.partial is the .npy header, the samples, and a byte for each chunk, 1 once its samples are on the disk; a process
 writes the bytes of its own chunks only. OUT.partial.json holds the call. When all is done the last bytes are cut off and the file takes its
-name. Chunks are written, not mapped: a full disk is an error, and the memory of the process stays flat.
+name. Chunks are written, not mapped: a full disk is an error that loses nothing, and the memory of the process stays flat.
 """
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import files
 from .contracts import integer
 from .progress import bar
 from .random import fresh_seed
@@ -127,9 +128,7 @@ class Chunks:
 def npy(path: str | os.PathLike[str], dtype: torch.dtype) -> Path:
     """The path of a file that can be written. TypeError for a dtype that .npy has not, ValueError for another ending,
     FileNotFoundError where the folder is missing."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"out={path!r}: expected a path such as 'samples.npy'.")
-    path = Path(path)
+    path = files.named("out", path)
     if path.suffix != ".npy":
         raise ValueError(f"out='{path}': expected a file that ends in .npy, such as out='{path.with_suffix('.npy')}'.")
     if dtype == torch.bfloat16:
@@ -159,36 +158,67 @@ class _Partial:
         self.synced, self.cost = -math.inf, 0.0
 
     def open(self, create: bool = False) -> None:
-        if self.file is None:
-            self.file = os.fdopen(os.open(self.partial, os.O_RDWR | getattr(os, "O_BINARY", 0) | create * os.O_CREAT, 0o666), "r+b")
+        if self.file is None:                   # never through a link that lies there
+            flags = os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | create * os.O_CREAT
+            self.file = os.fdopen(os.open(self.partial, flags, 0o666), "r+b")
 
     def begin(self, call: dict[str, Any], overwrite: bool) -> dict[str, Any]:
         """Find the file or make it: the call, the fresh seed if it took one, and the chunks to do."""
         if self.path.exists() and not overwrite:
             raise FileExistsError(f"out='{self.path}' exists; overwrite=True replaces it, or choose another name.")
         self.open(create=True)
-        if not _locked(self.file):              # until it is closed, or the process dies
+        if not files.locked(self.file):         # until it is closed, or the process dies
             raise FileExistsError(f"out='{self.path}': another process writes '{self.partial}' now; expected a name for each, or processes "
                                   "that share the work, group=torch.distributed.group.WORLD.")
-        there = json.loads(self.note.read_text(encoding="utf-8")) if self.note.exists() else None
+        there = self.noted(overwrite)
         if there is not None and not overwrite:
             for key in sorted(call.keys() | there["call"].keys()):
                 if (here := call.get(key)) != (begun := there["call"].get(key)):
                     raise ValueError(f"{key}={here!r}: '{self.partial}', begun by an earlier call, has {key}={begun!r}; expected the same "
                                      "arguments, to go on with it; overwrite=True begins again, another out= keeps both.")
-        if there is None or there["call"] != call or self.file.seek(0, 2) < self.end:
+        if there is None or there["call"] != call or not self.goes_on(overwrite):
             there = {"call": call, "fresh": fresh_seed() if self.chunks.seed is None and self.chunks.draws else None}
             self.note.unlink(missing_ok=True)
-            self.file.truncate(0)
-            self.file.seek(0)
-            self.file.write(self.header)
-            self.file.truncate(self.end + len(self.chunks))
-            _sync(self.file)
-            temporary = self.note.with_name(f".{self.note.name}.tmp")
-            temporary.write_text(json.dumps(there, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self.note)
+            with self.saving():
+                self.file.truncate(0)
+                self.file.seek(0)
+                self.file.write(self.header)
+                self.file.truncate(self.end + len(self.chunks))
+                _sync(self.file)
+            files.sweep(self.note.parent, self.note.name)
+            files.write(self.note, json.dumps({**there, "digest": fingerprint(there)}, indent=1) + "\n")
         self.begun = True
         return {**there, "todo": [k for k, mark in enumerate(self.marks()) if not mark]}
+
+    def noted(self, overwrite: bool) -> dict[str, Any] | None:
+        """What an earlier call left: its ``call``, and the ``fresh`` seed that it took, if any."""
+        if not self.note.exists():
+            return None
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            there = json.loads(self.note.read_bytes())
+            if there.pop("digest") == fingerprint(there) and there.keys() == {"call", "fresh"} and isinstance(there["call"], dict):
+                return there
+        self.damaged(self.note, overwrite)
+        return None
+
+    def goes_on(self, overwrite: bool) -> bool:
+        """Whether the file is one of this call, as it was left; one that is too short never began."""
+        if self.file.seek(0, 2) not in (self.end, self.end + len(self.chunks)):
+            return False
+        self.file.seek(0)
+        sound = self.file.read(len(self.header)) == self.header and set(self.marks()) <= {0, 1}
+        if not sound:
+            self.damaged(self.partial, overwrite)
+        return sound
+
+    def damaged(self, file: Path, overwrite: bool) -> None:
+        """Refuse to go on with it, unless it is to be overwritten."""
+        if not overwrite:
+            raise ValueError(f"out='{self.path}': '{file}', begun by an earlier call, is damaged; expected it as it was left: "
+                             "overwrite=True begins again, another out= keeps both.")
+
+    def saving(self) -> contextlib.AbstractContextManager[None]:
+        return files.naming(self.partial, "what is marked in it is kept, and the same call goes on with it")
 
     def marks(self) -> bytes:
         """A byte for each chunk, 1 if it is done. Where they are cut off all is done, and only the name is missing."""
@@ -201,34 +231,37 @@ class _Partial:
         shape, dtype = (stop - start, *self.chunks.shape[1:]), self.chunks.dtype
         if x.shape != shape or x.dtype != dtype:
             raise ValueError(f"chunk {k} is {tuple(x.shape)}, {x.dtype}; expected {shape}, {dtype}.")
-        self.file.seek(len(self.header) + start * self.row)
-        self.file.write(x.detach().cpu().contiguous().view(-1).numpy().data)
-        self.pending.append(k)
+        with self.saving():
+            self.file.seek(len(self.header) + start * self.row)
+            self.file.write(x.detach().cpu().contiguous().view(-1).numpy().data)
+            self.pending.append(k)
         if time.monotonic() - self.synced > 20 * self.cost:
             self.sync()
 
     def sync(self) -> None:
         """Bring to the disk what was written, then mark it."""
         start = time.monotonic()
-        _sync(self.file)
-        for k in self.pending:
-            self.file.seek(self.end + k)
-            self.file.write(b"\1")
-        self.file.flush()
+        with self.saving():
+            _sync(self.file)
+            for k in self.pending:
+                self.file.seek(self.end + k)
+                self.file.write(b"\1")
+            self.file.flush()
         self.pending, self.synced = [], time.monotonic()
         self.cost = self.synced - start
 
     def finish(self) -> None:
         """All chunks are there: the file takes its name."""
-        self.file.truncate(self.end)
-        _sync(self.file)
-        os.replace(self.partial, self.path)
-        self.note.unlink(missing_ok=True)
+        with self.saving():
+            self.file.truncate(self.end)
+            _sync(self.file)
+            files.rename(self.partial, self.path)
+            self.note.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Mark what was written, and let go of the file; one in which nothing is done goes."""
         if self.file is not None:
-            with self.file, contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self.file:       # a full disk is found again when a file is closed
                 if self.pending:
                     self.sync()
                 if self.begun and self.note.exists() and not any(self.marks()):
@@ -239,21 +272,6 @@ class _Partial:
 def _sync(file: Any) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _locked(file: Any) -> bool:
-    """Lock it for this process, where the system can; False where another has it."""
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:                             # a file system without locks
-        return True
-    return True
 
 
 # -- what a call is ---------------------------------------------------------------------------------------------------------------

@@ -166,16 +166,15 @@ def _job_parser(argv: Sequence[str], description: str, epilog: str, name: str) -
 
 def _said(argv: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     """What the line and its config files say about a few options, before it is parsed: other defaults hang on them."""
-    import yaml
+    from .runs import settings
     said: dict[str, str] = {}
     pairs = [(a.split("=", 1) if "=" in a else [a, b]) for a, b in zip(argv, [*argv[1:], ""]) if a.startswith("--")]
     for option, value in pairs:
         if option == "--config" and Path(value).is_file():
-            try:
-                settings = yaml.safe_load(Path(value).read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError):
-                continue
-            said |= {k: str(settings[k]) for k in names if isinstance(settings, dict) and k in settings}
+            given = settings(Path(value))
+            if (out := Path(str(given.get("out") or "."))).is_absolute() or ".." in out.parts:
+                raise ValueError(f"config='{value}': out='{out}' leads out of this folder; expected a name in it, or --out on the line.")
+            said |= {k: str(given[k]) for k in names if k in given}
         elif option[2:] in names:
             said[option[2:]] = value
     return said
@@ -375,7 +374,7 @@ def _say(text: str) -> None:
 def _begin(command: str, chosen: Namespace, parser: ArgumentParser,
            processes: ranks.Ranks = ranks.ALONE) -> tuple[Job, Path, Dataset]:
     """The job, its folder with its config.yaml, and its data: everything that can be refused is refused here."""
-    from . import __version__, data, runs
+    from . import __version__, data, files, runs
     if chosen.resume and chosen.overwrite:
         raise ValueError("--resume and --overwrite exclude each other: one goes on, the other starts again.")
     made = (getattr(parser, "instantiate", None) or parser.instantiate_classes)(chosen)
@@ -385,7 +384,8 @@ def _begin(command: str, chosen: Namespace, parser: ArgumentParser,
     if not data.is_name(job.data):
         job = dataclasses.replace(job, data=str(Path(job.data).resolve()))
         chosen.data = job.data
-    out = Path(chosen.out or Path("runs") / (dataset.name if data.is_folder(job.data) else Path(dataset.name).stem))
+    name = dataset.name if data.is_folder(job.data) else Path(dataset.name).stem
+    out = Path(chosen.out or files.inside("runs", name))
     own = ("config", "out", "resume", "overwrite", "traceback", "quiet", "device")
     kept = Namespace({k: v for k, v in vars(chosen).items() if k not in own})
     text = parser.dump(kept, skip_link_targets=True, skip_validation=True)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import inverse, latent, likelihood, metrics, operators, plots, runs, sampling, targets, tuned, tuning
+from . import files, inverse, latent, likelihood, metrics, operators, plots, runs, sampling, targets, tuned, tuning
 from .contracts import choice, integer, real
 from .data import Dataset
 from .likelihood import Bins, bits_per_dim
@@ -126,7 +126,7 @@ def report(document: dict[str, Any]) -> str:
 
 def write(run: Path, document: dict[str, Any]) -> Path:
     """The document in the run's folder."""
-    runs._write(run / FILE, json.dumps(document, indent=1) + "\n")
+    files.write(run / FILE, json.dumps(document, indent=1) + "\n")
     return run / FILE
 
 
@@ -149,7 +149,7 @@ def interpolate(run: Path, entry: runs.Entry, n: int | None, points: int, *, see
     back = torch.cat([paths[0], paths[-1]])
     rms = lambda v: v.reshape(len(v), -1).square().mean(1).sqrt().median().item()
     figure = plots.interpolation(paths, pool, "latent arcs between held-out samples")
-    figure.savefig(run / PICTURE)
+    runs.picture(figure, run / PICTURE)
     return run / PICTURE, rms(back - ends) / rms(ends)
 
 
@@ -249,11 +249,10 @@ def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "d
         distance = sum(metrics.sliced_w2(a, b).value for a, (b, _) in zip(x, fresh)) / n if draws > 20 else None
         floor = sum(metrics.sliced_w2(a, b).value for a, b in fresh) / n if draws > 20 else None
     restore = dataset.restore
-    plots.posteriors(restore(truth), restore(operator.pinv(y)), torch.stack([restore(v) for v in x]), restore(pool),
-                     f"measured: {measured}; posterior: {posterior}").savefig(picture)
-    temporary = path.with_name(f".{path.name}.tmp.npy")
-    np.save(temporary, torch.stack([restore(v) for v in x]).numpy())
-    temporary.replace(path)
+    drawn = torch.stack([restore(v) for v in x])
+    runs.picture(plots.posteriors(restore(truth), restore(operator.pinv(y)), drawn, restore(pool),
+                                  f"measured: {measured}; posterior: {posterior}"), picture)
+    files.write(path, lambda file: np.save(file, drawn.numpy()))
     return Inpainted(picture, path, float(off.square().mean().sqrt()), info.nfe, None if ess is None else float(ess.min()), distance, floor)
 
 
@@ -282,4 +281,4 @@ def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: 
             kept[found.calls] = found
             tuned.write(run / runs.TUNED, kept)
         yield found
-    plots.tuned(checkpoint.sde, kept, "path errors on held-out starts").savefig(run / "tuned.png")
+    runs.picture(plots.tuned(checkpoint.sde, kept, "path errors on held-out starts"), run / "tuned.png")

@@ -14,19 +14,18 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from . import metrics, nets, plots, sampling, training
+from . import files, metrics, nets, plots, sampling, training
 from .contracts import choice, integer, real
 from .data import IMAGE, Dataset, is_folder, is_name, load
 from .guidance import classifier_free
@@ -169,6 +168,7 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool) -> None:
     (``resume``) or started again (``overwrite``), and for one that holds something else; ValueError for a continuation of a run
     that was trained differently. A refusal leaves the folder as it was."""
     import yaml
+    out = files.named("out", out)
     there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"out='{out}' is a file; expected a folder, new or empty.")
@@ -179,7 +179,7 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool) -> None:
         raise FileExistsError(f"out='{out}' holds {state}; --resume continues it from its checkpoint, --overwrite starts it again, "
                               "--out NEW keeps both.")
     if resume and CHECKPOINT in there:
-        old, new = _flat(yaml.safe_load((out / CONFIG).read_text(encoding="utf-8"))), _flat(yaml.safe_load(config))
+        old, new = _flat(settings(out / CONFIG)), _flat(yaml.safe_load(config))
         unsaid = _flat(dataclasses.asdict(Job()))           # a config of an older version says less
         keys = {k for k in old.keys() | new.keys() if k.partition(".")[0] in _TRAINED and not k.endswith(".checkpoint_every")}
         for key in sorted(keys, key=lambda k: ("." in k or k == "predicts", k)):           # what others follow from comes first
@@ -188,21 +188,34 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool) -> None:
                 raise ValueError(f"{key}={now!r}: the run in '{out}' was trained with {key}={was!r}; expected the same, to continue it, or "
                                  "another --out.")
     out.mkdir(parents=True, exist_ok=True)
-    for name in (METRICS, *([CHECKPOINT, TUNED, "tuned.png"] if overwrite else [])):         # no longer finished; and no longer trained
+    files.sweep(out)
+    trained = (CHECKPOINT, training.previous(CHECKPOINT).name, TUNED, "tuned.png")
+    for name in (METRICS, *(trained if overwrite else ())):         # no longer finished; and no longer trained
         (out / name).unlink(missing_ok=True)
-    _write(out / CONFIG, config)
+    files.write(out / CONFIG, config)
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file. ValueError, with its name, where it is no mapping of names, or holds aliases, which can unfold without
+    end."""
+    import yaml
+    try:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it holds an alias, *NAME")
+        tree = yaml.safe_load(text)
+        if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+            raise ValueError(f"it holds {type(tree).__name__}")
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"'{path}' cannot be read ({' '.join(str(error).split())}); expected settings in YAML, NAME: VALUE, as "
+                         "`--print_config` shows them.") from None
+    return tree
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
     return {k: v for name, branch in tree.items() for k, v in _flat(branch, f"{prefix}{name}.").items()}
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def train(job: Job, out: Path, dataset: Dataset, *, progress: bool = True, ranks: Ranks = ALONE,
@@ -229,16 +242,31 @@ def data_of(config: dict[str, Any], checkpoint: training.Checkpoint) -> Dataset:
 
 def read(run: Path) -> tuple[dict[str, Any], training.Checkpoint, NetworkScore]:
     """A trained run's config, checkpoint and score, with the methods tuned to it. ValueError where the folder holds none."""
-    import yaml
     if not (run / CONFIG).is_file() or not (run / CHECKPOINT).is_file():
         raise ValueError(f"run='{run}': no {CONFIG} with a {CHECKPOINT} in it; expected the folder of a run, as `sdediff train` makes it.")
     checkpoint = training.load_checkpoint(run / CHECKPOINT)
     if checkpoint.step < checkpoint.config.steps:
         raise ValueError(f"run='{run}': trained for {checkpoint.step} of {checkpoint.config.steps} steps; expected a finished training: "
                          "run it again with --resume.")
-    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    score = checkpoint.score(nets.build(checkpoint.document["network"]))
+    config = settings(run / CONFIG)
+    if not isinstance(config.get("data"), str):
+        raise ValueError(f"'{run / CONFIG}': data={config.get('data')!r}; expected the name or the path of what the run was trained on.")
+    score = checkpoint.score(_network(checkpoint))
     return config, checkpoint, dataclasses.replace(score, tuned=run / TUNED) if (run / TUNED).is_file() else score
+
+
+def _network(checkpoint: training.Checkpoint) -> torch.nn.Module:
+    """The untrained network of a checkpoint. ValueError, with the file's name, where its document describes none, or one larger than its
+    weights, which would be made before they are found not to fit."""
+    config, weights = checkpoint.document["network"], sum(v.numel() for v in checkpoint.parts["network"].values())
+    for name, value in (config or {}).items():
+        sizes = [n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int) and name != "seed"]
+        if max(sizes, default=0) > weights:
+            raise ValueError(f"{checkpoint.path}: its network has {name}={value!r}, and {weights} weights; expected those of that network.")
+    try:
+        return nets.build(config)
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"{checkpoint.path}: {error}") from None
 
 
 # -- methods with options --------------------------------------------------------------------------------------------------------
@@ -393,7 +421,7 @@ def run(job: Job, out: Path, dataset: Dataset, entries: Sequence[Entry], n: int,
                 "units": "the network's: standardised coordinates of a table, a toy's own, pixels in [-1, 1]",
                 "floor": _record(rows[-1]), "methods": records,
                 "reference": REFERENCE if reference else None}
-    _write(out / METRICS, json.dumps(document, indent=1) + "\n")
+    files.write(out / METRICS, json.dumps(document, indent=1) + "\n")
     report(f"{out}: " + ", ".join(f"{k} {v:.0f} s" for k, v in seconds.items()) + "; " + ", ".join(sorted(p.name for p in out.iterdir())))
     return rows
 
@@ -404,6 +432,11 @@ def versions() -> dict[str, str]:
     return {"sdediff": __version__, "torch": torch.__version__, "python": platform.python_version(), "machine": platform.machine()}
 
 
+def picture(figure: Any, path: Path) -> None:
+    """A figure, in a .png file."""
+    files.write(path, lambda file: figure.savefig(file, format="png"))
+
+
 def draw_pictures(job: Job, out: Path, dataset: Dataset, trained: training.Trained, entries: Sequence[Entry], rows: Sequence[Row],
                   drawn: Sequence[Tensor]) -> None:
     """samples.png, forward.png, score.png and trajectory.gif."""
@@ -411,15 +444,15 @@ def draw_pictures(job: Job, out: Path, dataset: Dataset, trained: training.Train
     panels = [plots.Panel("data", dataset.restore(dataset.held_out(len(drawn[0]))), "held out")]
     for row, x in zip(rows, drawn):
         panels.append(plots.Panel(row.label, dataset.restore(x), f"NFE {row.nfe}   $W_2$ {row.sliced_w2.value:.3f}", row.sliced_w2))
-    plots.samples(panels, floor=rows[-1].sliced_w2, axes=dataset.axes).savefig(out / "samples.png")
+    picture(plots.samples(panels, floor=rows[-1].sliced_w2, axes=dataset.axes), out / "samples.png")
 
     start = dataset.train[:4000 if not dataset.is_image else 600]
     path = sampling.simulate(sde, start, times=_times(sde), seed=job.seed)
-    plots.forward(sde, path.times, path.x).savefig(out / "forward.png")
+    picture(plots.forward(sde, path.times, path.x), out / "forward.png")
 
     noise = torch.randn(held.shape, generator=torch.Generator().manual_seed(job.seed))
     exact = dataset.target.score if dataset.target is not None else None
-    plots.score_field(sde, score, held, noise, exact=exact).savefig(out / "score.png")
+    picture(plots.score_field(sde, score, held, noise, exact=exact), out / "score.png")
 
     shown = sorted({0, math.ceil((len(entries) - 1) / 2), len(entries) - 1})
     tracks = []
@@ -473,7 +506,7 @@ def draw(run: Path, entry: Entry, n: int | None, seed: int, out: Path | None = N
     data = data_of(config, checkpoint)
     of = "" if labels is None else f"-class{'-'.join(labels)}" + (f"-guidance{guide:g}" if guide is not None else "")
     suffix = ".npy" if sheet is None else ".png"
-    path = out or run / "samples" / f"{entry.label.replace(':', '-').replace('/', '-')}{of}-seed{seed}{suffix}"
+    path = files.inside(run, "samples", f"{entry.label}{of}-seed{seed}{suffix}") if out is None else files.named("out", out)
     if path.suffix not in (".npy", ".csv", *PICTURES)[:1 if ranks.size > 1 else 4]:
         raise ValueError(f"out='{path}': expected a file that ends in .npy"
                          + (", which processes can share." if ranks.size > 1 else ", .csv, .png or .gif."))
@@ -508,10 +541,11 @@ def draw(run: Path, entry: Entry, n: int | None, seed: int, out: Path | None = N
     else:
         x = torch.cat(list(drawn.each(progress)))
         if sheet is not None:
-            plots.sheet(x, sheet).save(path)
+            image = plots.sheet(x, sheet)
+            files.write(path, lambda file: image.save(file, "PNG"))
         else:
-            plots.samples([plots.Panel("data", data.restore(data.held_out(min(n, data.limit or n))), "held out"),
-                           plots.Panel(entry.label, x)], axes=data.axes).savefig(path)
+            picture(plots.samples([plots.Panel("data", data.restore(data.held_out(min(n, data.limit or n))), "held out"),
+                                   plots.Panel(entry.label, x)], axes=data.axes), path)
     return path
 
 
@@ -536,12 +570,11 @@ def _table(path: Path, axes: Sequence[str], drawn: Any, progress: bool) -> None:
     import numpy as np
     plain = str.maketrans("", "", "${}_")                                                   # the plots' $x_{1}$ is x1 in a file
     names = ",".join(axis.translate(plain) if axis.startswith("$") else axis for axis in axes)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(names and names + "\n")
-            for x in drawn.each(progress):
-                np.savetxt(file, x.flatten(1).numpy(), delimiter=",", fmt="%.8g")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
+    def rows(file: IO[bytes]) -> None:
+        file.write((names and names + "\n").encode())
+        for x in drawn.each(progress):
+            np.savetxt(file, x.flatten(1).numpy(), delimiter=",", fmt="%.8g")
+
+    files.sweep(path.parent, path.name)
+    files.write(path, rows)

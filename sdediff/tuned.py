@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from . import solvers
+from . import files, solvers
 from .contracts import integer, real
 from .grids import Grid
 from .recipes import Method
@@ -103,19 +103,17 @@ def write(path: str | os.PathLike[str], methods: Mapping[int, Tuned]) -> None:
     """Writes tuned methods, by the network calls they take, in place of what the file held; whole or not at all. TypeError for a method
     that holds a function."""
     whole = {"format": FORMAT, "methods": [_as_json(m) for _, m in sorted(methods.items())]}
-    new = Path(f"{os.fspath(path)}.new")
-    new.write_text(json.dumps(whole, indent=1) + "\n")
-    new.replace(path)
+    files.write(path, json.dumps(whole, indent=1) + "\n")
 
 
 def read(path: str | os.PathLike[str]) -> dict[int, Tuned]:
     """The tuned methods of a file, by the network calls they take. ValueError, with the file's name, where it is no such file."""
     try:
-        whole = json.loads(Path(path).read_text())
+        whole = json.loads(Path(path).read_bytes())
         if not isinstance(whole, dict) or whole.get("format") != FORMAT:
             raise ValueError(f"expected a JSON object with format={FORMAT!r}")
         found = [_from_json(entry) for entry in whole["methods"]]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{os.fspath(path)}: no file of tuned methods ({type(error).__name__}: {error}); mend it, delete "
                          "it, or tune again with --overwrite.") from error
     return {m.calls: m for m in found}

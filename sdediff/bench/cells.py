@@ -33,8 +33,6 @@ import importlib
 import inspect
 import json
 import math
-import os
-import re
 import statistics
 import time
 import traceback
@@ -49,7 +47,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import metrics, random, recipes, sampling
+from .. import files, metrics, random, recipes, sampling
 from .. import sde as processes
 from ..contracts import choice
 from ..equation import ReverseSDE
@@ -385,7 +383,7 @@ def _ground(p: Problem, folder: str) -> Ground:
                 "floor": {k: list(v) for k, v in metrics.floors(target, p.n, clean, seed=p.seed + (2 << 28)).items()}}
         write_json(file, kept)
         if exact and reference.ndim == 2 and reference.shape[1] == 2:
-            write_samples(Path(folder), f"exact-{p.process}-{re.sub('[^A-Za-z0-9_-]', '-', p.target)}", reference)
+            write_samples(Path(folder), files.component(f"exact-{p.process}-{p.target}"), reference)
     return Ground(sde, target, score, noisy, clean, start, reference, torch.tensor(kept["flow"], dtype=F64), kept["floor"], kept["call"])
 
 
@@ -500,24 +498,17 @@ def score_name(score: str) -> str:
 
 
 # -- files ----------------------------------------------------------------------------------------------------------------------
-def write_text(file: Path, text: str) -> None:
-    """The file appears whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, file)
-
-
 def write_json(file: Path, document: dict[str, Any]) -> None:
     """A JSON document, whole or not at all; floats keep every bit."""
-    write_text(file, json.dumps(document) + "\n")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    files.write(file, json.dumps(document) + "\n")
 
 
 def read_json(file: Path) -> dict[str, Any] | None:
     """The document; None where there is none, or a torn one."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return document if isinstance(document, dict) else None
 
@@ -525,10 +516,7 @@ def read_json(file: Path) -> dict[str, Any] | None:
 def write_samples(folder: Path, name: str, x: Tensor) -> None:
     """samples/NAME.npz with the first SHOWN of x, float32: for pictures."""
     (folder / "samples").mkdir(parents=True, exist_ok=True)
-    temporary = folder / "samples" / f".{name}.{os.getpid()}.tmp"
-    with open(temporary, "wb") as file:
-        np.savez(file, x=x[:SHOWN].float().numpy())
-    os.replace(temporary, folder / "samples" / f"{name}.npz")
+    files.write(folder / "samples" / f"{name}.npz", lambda file: np.savez(file, x=x[:SHOWN].float().numpy()))
 
 
 class Record(NamedTuple):

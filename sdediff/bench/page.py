@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import metrics
+from .. import files, metrics
 from . import cells, figures, findings, study
 from .findings import (
     KINDS,
@@ -251,12 +251,12 @@ def write(out: str | Path) -> Path:
     pictures = [block for block in blocks if isinstance(block, Picture)]
     if pictures:
         folder.mkdir(exist_ok=True)
-    for old in folder.glob("*.png"):
-        old.unlink()
     for picture in pictures:
-        (folder / f"{picture.name}.png").write_bytes(picture.png)
-    (out / "README.md").write_text(as_markdown(blocks), encoding="utf-8")
-    (out / "index.html").write_text(as_html("sdediff bench", blocks), encoding="utf-8")
+        files.write(folder / f"{picture.name}.png", picture.png)
+    files.write(out / "README.md", as_markdown(blocks))
+    files.write(out / "index.html", as_html("sdediff bench", blocks))
+    for old in set(folder.glob("*.png")) - {folder / f"{picture.name}.png" for picture in pictures}:
+        old.unlink()
     return out / "index.html"
 
 

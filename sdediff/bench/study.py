@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from .. import recipes, sampling
+from .. import files, recipes, sampling
 from ..contracts import choice, integer, real
 from ..grids import GRIDS, Grid
 from ..progress import bar
@@ -219,8 +219,8 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True, 
     integer("jobs", jobs, 1)
     folder = claimed(out)
     cells.write_json(folder / STUDY, _document(study, command, []))
-    for stray in folder.glob("*/.*.tmp"):               # of writers that were killed
-        stray.unlink(missing_ok=True)
+    for inner in (folder, *filter(Path.is_dir, folder.iterdir())):
+        files.sweep(inner)
     networks = [f"network:{_trained(process, target, study.seed, folder, progress)}"
                 for process in study.processes for target in study.targets] if study.train else []
     wanted = {cells.identify(cell): cell for cell in study.cells(networks)}
@@ -231,7 +231,7 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True, 
             _run_all(missing, folder, jobs, bar)
     records = [record for identity in wanted if (record := cells.kept(identity, folder)) is not None]
     rows = [row for record in records for row in record.rows]
-    cells.write_text(folder / RESULTS, as_csv(rows))
+    files.write(folder / RESULTS, as_csv(rows))
     failed = [{**_words(wanted[r.id]), "cell": r.id, "error": r.error} for r in records if r.error]
     total = {"cells": len(records), "seconds": sum(record.elapsed for record in records)}
     cells.write_json(folder / STUDY, _document(study, command, failed) | total)
@@ -252,11 +252,19 @@ def claimed(out: str | Path) -> Path:
 def read(path: str | Path) -> list[Row]:
     """The rows of a benchmark's folder, or of a results.csv. ValueError where its columns are others."""
     file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
-    with open(file, encoding="utf-8", newline="") as lines:
-        table = list(csv.reader(lines))
-    if not table or tuple(table[0]) != Row._fields:
-        raise ValueError(f"path='{file}': its columns are {', '.join(table[0]) if table else 'none'}; expected {', '.join(Row._fields)}.")
-    return [Row._make(_typed(name, text) for name, text in zip(Row._fields, line)) for line in table[1:]]
+    rows, k = list[Row](), 0
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            for k, line in enumerate(csv.reader(lines), 1):
+                if k == 1 and tuple(line) != Row._fields:
+                    raise ValueError(f"its columns are {', '.join(line)}; expected {', '.join(Row._fields)}")
+                if k > 1:
+                    rows.append(Row._make(_typed(name, text) for name, text in zip(Row._fields, line, strict=True)))
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"path='{file}', line {k}: {error}. It is no table of `sdediff bench`, or damaged.") from None
+    if not k:
+        raise ValueError(f"path='{file}': its columns are none; expected {', '.join(Row._fields)}.")
+    return rows
 
 
 def _typed(name: str, text: str) -> Any:

@@ -192,6 +192,7 @@ def _split(x: Tensor) -> tuple[Tensor, Callable[[str, int], Tensor], int]:
 
 # -- images ------------------------------------------------------------------------------------------------------------
 IMAGE = 32                                                  # the side of a folder's images
+_FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")     # others run programs of their own (EPS)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
@@ -230,6 +231,8 @@ _DIGITS: dict[str, Callable[[], Dataset]] = {"digits": _digits, "mnist": _mnist}
 
 
 def _folder(path: Path, size: int) -> Dataset:
+    import warnings
+
     from PIL import Image, ImageOps
     files = sorted(_found(path))
     if len(files) < FEWEST:
@@ -243,7 +246,8 @@ def _folder(path: Path, size: int) -> Dataset:
     images = []
     for file in files:
         try:
-            with Image.open(file) as image:
+            with warnings.catch_warnings(), Image.open(file, formats=_FORMATS) as image:
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
                 if image.mode[0] in "IF":
                     raise ValueError(f"of more than 8 bits a channel, mode {image.mode}")
                 upright = ImageOps.exif_transpose(image)
@@ -252,7 +256,7 @@ def _folder(path: Path, size: int) -> Dataset:
                     paper.alpha_composite(upright.convert("RGBA"))
                     upright = paper
                 images.append(ImageOps.fit(upright.convert("RGB"), (size, size), Image.Resampling.LANCZOS))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except Exception as error:                          # decoders raise all kinds of them at damaged files
             raise ValueError(f"data='{path}': '{file.relative_to(path)}' cannot be read ({' '.join(str(error).split())}); expected an "
                              "image of 8 bits a channel, or the file out of the way.") from None
     x = torch.stack([torch.from_numpy(np.array(image)) for image in images]).permute(0, 3, 1, 2)
@@ -306,13 +310,17 @@ def _table(path: Path) -> Dataset:
 
 def _npy(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        values = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"data='{path}': not a readable .npy array ({' '.join(str(error).split()) or 'empty file'}); expected one saved "
+        values = np.load(path, mmap_mode="r", allow_pickle=False)           # a header that promises more than there is is refused
+        whole = not isinstance(values, np.memmap) or values.offset + values.nbytes == path.stat().st_size
+    except Exception as error:                              # a damaged header may raise anything
+        raise ValueError(f"data='{path}': not a readable .npy array ({' '.join(str(error).split())[:200] or 'empty file'}); expected one saved "
                          "by numpy.save, of numbers, shape (N, d).") from None
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
         raise ValueError(f"data='{path}' holds {getattr(values, 'dtype', type(values).__name__)}; expected real numbers, shape (N, d).")
-    return values.astype(np.float64), ()
+    if not whole:
+        raise ValueError(f"data='{path}' is longer than its header says, {values.shape} numbers; expected one array, saved by numpy.save.")
+    with np.errstate(over="ignore"):                        # of long doubles: infinite, and refused as such
+        return values.astype(np.float64), ()
 
 
 def _text(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -344,7 +352,7 @@ def _numbers(path: Path, rows: list[tuple[int, list[str]]], width: int) -> Itera
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return None if "_" in cell else float(cell)         # 1_5 is a number in Python alone
     except ValueError:
         return None
 

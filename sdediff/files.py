@@ -112,7 +112,7 @@ def inside(folder: str | os.PathLike[str], *names: str) -> Path:
 
 
 def named(argument: str, path: str | os.PathLike[str]) -> Path:
-    """A path that a user gave. TypeError where it is none, ValueError where it holds a control character, which no name of a file should."""
+    """A path that a user gave. TypeError where it is none, ValueError where it holds a control character."""
     if not isinstance(path, (str, os.PathLike)) or isinstance(path, bytes):
         raise TypeError(f"{argument}={path!r}: expected a path such as 'runs/moons'.")
     if re.search(r"[\x00-\x1f\x7f]", str(path)):

@@ -7,6 +7,7 @@ A model is a network with conventions: what it predicts, at which levels it was 
 and an adapter reads the three off what the package keeps:
 
     diffusers       model(x, i).sample, a beta table, i = 0..N-1         chain time t = i + 1; epsilon, sample, v_prediction = eps, x0, v
+                    model(x, i).sample, flow matching, 0 <= i <= N       the straight path, t = i/N, velocity
     k-diffusion     model(x, sigma) = x0                                 alpha = 1, sigma = t
     EDM             F(c_in x, log(sigma)/4), sigma_data                  the same, with the preconditioning of Karras et al. 2022, Table 1
     score_sde       VP, sub-VP: -std score = model(x, 999 t)             our process of that name, eps
@@ -43,9 +44,9 @@ from .grids import DDPM, Grid, Karras, Uniform
 from .recipes import Method
 from .sampling import prepared, times_of
 from .score import NetworkScore, Prediction, Score, TimeInput, from_network
-from .sde import EDMSDE, SDE, VESDE, VPSDE, ChainSDE, ChainVESDE, ChainVPSDE, NoiseLevel, SubVPSDE
+from .sde import EDMSDE, SDE, VESDE, VPSDE, ChainSDE, ChainVESDE, ChainVPSDE, NoiseLevel, RectifiedFlow, SubVPSDE
 
-PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+PREDICTION_TYPES = {"epsilon": "eps", "sample": "x0", "v_prediction": "v", "flow_prediction": "velocity"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 
@@ -78,13 +79,14 @@ class Listed(Grid):
 
 # -- diffusers ------------------------------------------------------------------------------------------------------
 def from_diffusers(model: Any, scheduler: Any = None, *, clip: bool | None = None, conditions: Mapping[str, Any] | None = None) -> Adapted:
-    """A diffusers model as (sde, score, grid): its chain, its network at chain time t = index + 1, its scheduler's timesteps.
+    """A diffusers model as (sde, score, grid): its chain, or the straight path of flow matching; its network; its scheduler's timesteps.
 
     Parameters
     ----------
     model : a model, called as ``model(x, index, **conditions).sample``; a pipeline, whose ``unet`` and ``scheduler`` are taken; or a local
         folder: a model's (config.json, diffusion_pytorch_model.safetensors) or a pipeline's (unet/, scheduler/).
-    scheduler : a diffusers scheduler with a beta table, its config, or the file or folder of that. A model alone needs one.
+    scheduler : a diffusers scheduler with a beta table or of flow matching, its config, or the file or folder of that. A model alone needs
+        one.
     clip : ``clip_sample`` and ``thresholding`` of the scheduler act on the model's x0, so here they are part of the score: it predicts the
         clipped x0, and the eps that belongs to it (theirs: ``use_clipped_model_output``). None: as the scheduler's config says (its default
         is often to clip); False: the model as it is.
@@ -92,7 +94,7 @@ def from_diffusers(model: Any, scheduler: Any = None, *, clip: bool | None = Non
 
     Of a model that predicts its variance as well (twice the channels) the mean is used; a variance is the method's.
 
-    Raises ImportError without diffusers, FileNotFoundError, and TypeError or ValueError for what has no beta table, for an unknown
+    Raises ImportError without diffusers, FileNotFoundError, and TypeError or ValueError for a scheduler of another kind, for an unknown
     prediction_type or beta_schedule, and for weights that are pickles.
     """
     if isinstance(model, (str, os.PathLike)):
@@ -108,18 +110,20 @@ def from_diffusers(model: Any, scheduler: Any = None, *, clip: bool | None = Non
         raise TypeError("scheduler=None: a model does not say at which levels it was trained; expected a diffusers scheduler, such as "
                         "scheduler=pipe.scheduler, its config, or the folder of that.")
     schedule = _Schedule.of(scheduler, clip)
-    score = from_network(_Denoises(model, schedule), schedule.gives, time_input="index", conditions=conditions)
-    return Adapted(schedule.sde, score, schedule.grid)
+    return Adapted(schedule.sde, schedule.score(_Denoises(model, schedule), conditions), schedule.grid)
 
 
 @dataclass(frozen=True, eq=False)
 class _Schedule:
-    """What a scheduler says of a model: ``scheduler``, theirs; its chain; what the model ``predicts``; what is done to its x0."""
+    """What a scheduler says of a model: ``scheduler``, theirs; the process, whose time is ``first`` + timestep/``per``; what the model
+    ``predicts``; what is done to its x0."""
 
     scheduler: Any
-    sde: ChainVPSDE
+    sde: SDE
     predicts: str
     clip: Callable[[Tensor], Tensor] | None
+    first: float = 1.0
+    per: int = 1
 
     @classmethod
     def of(cls, scheduler: Any, clip: bool | None) -> _Schedule:
@@ -127,11 +131,17 @@ class _Schedule:
             raise TypeError(f"clip={clip!r}: expected None (as the scheduler's config says), True or False.")
         made = _diffusers_scheduler(scheduler)
         config, name = made.config, type(made).__name__
+        flow = name.startswith("FlowMatch") and not config.get("invert_sigmas")
+        prediction = config.get("prediction_type", "flow_prediction" if flow else "epsilon")
+        predicts = PREDICTION_TYPES[choice("scheduler.prediction_type", prediction, PREDICTION_TYPES)]
+        if flow or (config.get("use_flow_sigmas") and predicts == "velocity"):
+            return cls(made, RectifiedFlow(t_min=0.0), predicts, _clipping(config, clip), 0.0, config["num_train_timesteps"])
         theirs = getattr(made, "alphas_cumprod", None)
-        if theirs is None or "beta_schedule" not in config or config.get("timestep_type") == "continuous":
-            raise ValueError(f"scheduler={name}: it has no beta table whose index the network is told; expected a scheduler such as DDPM, "
-                             "DDIM or DPMSolverMultistep. adapters.from_edm and from_k_diffusion take networks that are told sigma.")
-        predicts = PREDICTION_TYPES[choice("scheduler.prediction_type", config.get("prediction_type", "epsilon"), PREDICTION_TYPES)]
+        if (theirs is None or "beta_schedule" not in config or config.get("timestep_type") == "continuous"
+                or config.get("use_flow_sigmas") or predicts == "velocity"):
+            raise ValueError(f"scheduler={name}: neither a beta table whose index the network is told, nor flow matching; expected one "
+                             "such as DDPM, DDIM, DPMSolverMultistep or FlowMatchEulerDiscrete. adapters.from_edm and from_k_diffusion take "
+                             "networks that are told sigma.")
         sde = VPSDE.from_betas(_betas(config))
         ours = sde.at(torch.arange(1, sde.knots + 1, dtype=torch.float64)).alpha**2
         if len(theirs) != len(ours) or not torch.allclose(theirs.double(), ours, rtol=0.0, atol=1e-4):
@@ -139,24 +149,39 @@ class _Schedule:
                              "its own. adapters.from_table takes any table of levels.")
         return cls(made, sde, predicts, _clipping(config, clip))
 
+    def time(self, timestep: Any) -> Any:
+        """The process's time at a timestep."""
+        return self.first + timestep / self.per
+
+    def timestep(self, t: Any) -> Any:
+        """The timestep, which the network is told, at the process's time t."""
+        return (t - self.first) * self.per
+
     @property
     def gives(self) -> str:
         """What ``meant`` returns."""
         return self.predicts if self.clip is None else "x0"
 
+    def score(self, network: Callable[..., Any], conditions: Mapping[str, Any] | None = None) -> NetworkScore:
+        """A network that is told the timestep and returns what is ``meant``."""
+        told: TimeInput = "index" if self.sde.knots else lambda m: self.timestep(m.t)
+        return from_network(network, self.gives, time_input=told, conditions=conditions)
+
     @property
     def grid(self) -> Grid:
         config = self.scheduler.config
-        at_index_0 = config.get("final_sigmas_type") == "sigma_min" or config.get("set_alpha_to_one") is False
-        return Listed(self._indices, 1.0 if at_index_0 else 0.0)
+        at_first = config.get("final_sigmas_type") == "sigma_min" or config.get("set_alpha_to_one") is False
+        return Listed(self._times, self.first if at_first else 0.0)
 
-    def _indices(self, steps: int) -> list[float]:
+    def _times(self, steps: int) -> list[float]:
         scheduler = type(self.scheduler).from_config(self.scheduler.config)         # it keeps what it is set to
         scheduler.set_timesteps(steps)
-        return [i + 1 for i in scheduler.timesteps.tolist()]
+        if self.sde.knots is None:
+            return scheduler.sigmas.tolist()    # some round the timesteps
+        return [self.time(i) for i in scheduler.timesteps.tolist()]
 
     def meant(self, x: Tensor, t: Any, out: Tensor) -> Tensor:
-        """What the model's output for x at chain time t means, as ``gives``."""
+        """What the model's output for x at time t means, as ``gives``."""
         if x.ndim > 1 and out.shape[1:2] == (2 * x.shape[1],) and str(self.scheduler.config.get("variance_type")).startswith("learned"):
             out = out[:, :x.shape[1]]
         if self.clip is None or out.shape != x.shape:                   # which is refused where shapes are checked
@@ -165,18 +190,18 @@ class _Schedule:
 
 
 class _Denoises(torch.nn.Module):
-    """A diffusers model as a network (x, index) -> what its schedule ``gives``."""
+    """A diffusers model as a network (x, timestep) -> what its schedule ``gives``."""
 
     def __init__(self, model: Any, schedule: _Schedule) -> None:
         super().__init__()
         self.model, self.schedule, self.__name__ = model, schedule, type(model).__name__
 
-    def forward(self, x: Tensor, index: Tensor, **conditions: Any) -> Any:
-        out = self.model(x, index, **conditions)
+    def forward(self, x: Tensor, timestep: Tensor, **conditions: Any) -> Any:
+        out = self.model(x, timestep, **conditions)
         out = out[0] if isinstance(out, tuple) else getattr(out, "sample", out)
         if not isinstance(out, Tensor):
             return out                          # refused by name where it is checked
-        return self.schedule.meant(x, (index.double() + 1).reshape(-1, *[1] * (x.ndim - 1)), out)
+        return self.schedule.meant(x, self.schedule.time(timestep.double()).reshape(-1, *[1] * (x.ndim - 1)), out)
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:
@@ -433,7 +458,7 @@ class Scheduler:
 
         pipe.scheduler = sdediff.adapters.Scheduler("dpm++2m", pipe.scheduler)
 
-    ``timesteps`` has one entry for every network call of the run, the index that the network is told (a fraction between two knots);
+    ``timesteps`` has one entry for every network call of the run, what the network is told (a fraction between two knots);
     ``num_inference_steps`` counts grid intervals. Nothing else may be assumed of the order of levels: a second stage looks ahead.
 
     Parameters
@@ -456,24 +481,24 @@ class Scheduler:
         self.method, self.options, self.seed = method, options, seed
         self.grid = self.schedule.grid if grid is None else grid
         self.config = self.schedule.scheduler.config
-        self.score = from_network(_driven, self.schedule.gives, time_input="index")
+        self.score = self.schedule.score(_driven)
         self.init_noise_sigma = self.schedule.sde.prior_std()
         self.num_inference_steps: int | None = None
-        self.set_timesteps(min(3, self.schedule.sde.knots))             # refuses what cannot be driven
+        self.set_timesteps(min(3, self.schedule.sde.knots or 3))             # refuses what cannot be driven
 
     @property
     def order(self) -> int:
         """Network calls of a step, for pipelines that count in them."""
         return round(len(self._levels) / (len(self._times) - 1))
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[int] | None = None) -> None:
-        """Lays out a run: its grid of ``num_inference_steps`` intervals, or from ``timesteps``, decreasing indices, down to the end of the
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: Sequence[float] | None = None) -> None:
+        """Lays out a run: its grid of ``num_inference_steps`` intervals, or from ``timesteps``, decreasing, down to the end of the
         grid; and its network calls. Raises TypeError or ValueError on a wrong grid, and ValueError for methods that cannot be driven."""
         sde, grid, steps = self.schedule.sde, self.grid, num_inference_steps
         if (steps is None) == (timesteps is None):
             raise ValueError(f"num_inference_steps={steps!r}, timesteps={timesteps!r}: give exactly one.")
         if timesteps is not None:
-            grid = [*(float(i) + 1 for i in timesteps), getattr(grid, "end", sde.t_min)]
+            grid = [*(self.schedule.time(float(i)) for i in timesteps), getattr(grid, "end", sde.t_min)]
         else:
             integer("num_inference_steps", steps, 1, sde.knots)
         recipe, eq, _ = prepared(sde, self.score, self.method, None, self.options, steps=steps, grid=grid)
@@ -481,9 +506,9 @@ class Scheduler:
         self._times = times_of(recipe, sde, steps, None, grid, None, None)
         self._levels = self._traced(self._times, None).levels           # those of the network calls, whatever the source of noise
         self._run: _Run | None = None
-        index = torch.tensor([m.t - 1 for m in self._levels], dtype=torch.float64)
-        whole = bool(((index - index.round()).abs() < 1e-9).all())      # as from_network tells it
-        self.timesteps = (index.round().long() if whole else index.float()).to(device)
+        told = torch.tensor([self.schedule.timestep(m.t) for m in self._levels], dtype=torch.float64)
+        whole = self.schedule.sde.knots and bool(((told - told.round()).abs() < 1e-9).all())         # as from_network tells it
+        self.timesteps = (told.round().long() if whole else told.float()).to(device)
         self.num_inference_steps = len(self._times) - 1
 
     def _traced(self, times: Sequence[float], source: random.Noise | None) -> execution.Program:
@@ -494,14 +519,14 @@ class Scheduler:
         except TypeError as error:
             raise ValueError(f"{name}: no pipeline can drive it: {str(error).rstrip('.')}. Expected a method with a coefficient table, "
                              "such as 'dpm++2m'; sdediff.sample, with adapters.from_diffusers, runs them all.") from None
-        first = next(iter(p.steps[0].ops), None)
-        if not isinstance(first, execution.Evaluate) or first.source != 0 or p.steps[0].scale != 1:
+        op = next(iter(p.steps[0].ops), None)
+        if not isinstance(op, execution.Evaluate) or op.source != 0 or p.steps[0].scale != 1:
             raise ValueError(f"{name}: its first network call is not at its start, where a pipeline makes it; expected a method that "
                              "begins with the score, such as 'dpm++2m'.")
-        lowest = min(m.t for m in p.levels)
-        if lowest < 1 - 1e-9:
-            raise ValueError(f"{name}: it asks the network at t={lowest:g}, below its index 0 (t=1); expected a grid that ends at 1.0 or "
-                             "goes from there to 0.0.")
+        lowest, first = min(m.t for m in p.levels), self.schedule.first
+        if lowest < first - 1e-9:
+            raise ValueError(f"{name}: it asks the network at t={lowest:g}, below its timestep 0 (t={first:g}); expected a grid that ends "
+                             f"at {first} or goes from there to 0.0.")
         return p
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
@@ -521,9 +546,9 @@ class Scheduler:
                              "clip=False).")
         run = self._run or self._begin(timestep, sample, generator)
         level = run.levels[run.call]
-        if not _at(level.t, timestep):
-            raise ValueError(f"timestep={float(timestep):g}: the run's next network call is at {level.t - 1:g}; expected the timesteps in "
-                             "turn. set_timesteps starts another run.")
+        if not self._at(level.t, timestep):
+            raise ValueError(f"timestep={float(timestep):g}: the run's next network call is at {self.schedule.timestep(level.t):g}; "
+                             "expected the timesteps in turn. set_timesteps starts another run.")
         x = run.given if sample is run.shown else sample.to(run.given.dtype)
         out = self.schedule.meant(x, level.t, model_output.to(x.dtype))
         if out.shape != x.shape:
@@ -541,10 +566,11 @@ class Scheduler:
         """A run from its first call, or from a later knot."""
         x = state("sample", sample)
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        k = 0 if _at(self._levels[0].t, timestep) else next((k for k, t in enumerate(self._times[:-1]) if _at(t, timestep)), None)
+        starts = [self._levels[0].t, *self._times[1:-1]]
+        k = next((k for k, t in enumerate(starts) if self._at(t, timestep)), None)
         if k is None:
-            raise ValueError(f"timestep={float(timestep):g}: a run begins at one of its grid's, {self._times[0] - 1:g} or a later one; "
-                             "expected the timesteps that set_timesteps lays out.")
+            raise ValueError(f"timestep={float(timestep):g}: a run begins at one of its grid's, {float(self.timesteps[0]):g} or a later "
+                             "one; expected the timesteps that set_timesteps lays out.")
         source = self._noise(x, generator)
         p = self._traced(self._times[k:], source)
         if p.levels != self._levels[-len(p.levels):]:
@@ -552,6 +578,10 @@ class Scheduler:
                              "those of the rest of the run; expected to begin at the first, or a method without a starter (start=False).")
         walk = _walk(p, x, source)
         return _Run(p.levels, walk, 0, next(walk), sample)
+
+    def _at(self, t: float, timestep: Any) -> bool:
+        """Whether a timestep, perhaps in single precision, is that of time t."""
+        return math.isclose(self.schedule.time(float(timestep)), t, rel_tol=1e-6)
 
     def _noise(self, x: Tensor, generator: Any) -> random.Noise | None:
         if not self._method.stochastic:
@@ -564,8 +594,8 @@ class Scheduler:
         return _OnePerSample(generator, tuple(x.shape), **place)
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """alpha x0 + sigma noise at the indices ``timesteps`` (B,)."""
-        t = timesteps.to(original_samples.device).double().reshape(-1, *[1] * (original_samples.ndim - 1)) + 1
+        """alpha x0 + sigma noise at the ``timesteps`` (B,)."""
+        t = self.schedule.time(timesteps.to(original_samples.device).double()).reshape(-1, *[1] * (original_samples.ndim - 1))
         level = self.schedule.sde.at(t).to(original_samples)
         return level.alpha * original_samples + level.sigma * noise
 
@@ -602,11 +632,6 @@ def _walk(p: execution.Program, x: Tensor, source: random.Noise | None) -> Gener
         for dead in step.frees:
             held[dead] = None
     return held[step.state] / step.scale
-
-
-def _at(t: float, timestep: Any) -> bool:
-    """Whether a timestep, perhaps in single precision, is the index of chain time t."""
-    return math.isclose(float(timestep) + 1, t, rel_tol=1e-6)
 
 
 def _driven(x: Tensor, index: Tensor) -> Tensor:

@@ -310,14 +310,13 @@ def _table(path: Path) -> Dataset:
 
 def _npy(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
-        values = np.load(path, mmap_mode="r", allow_pickle=False)           # a header that promises more than there is is refused
-        whole = not isinstance(values, np.memmap) or values.offset + values.nbytes == path.stat().st_size
+        values = np.lib.format.open_memmap(path, mode="r")  # of as many bytes as its header promises, or refused
     except Exception as error:                              # a damaged header may raise anything
         raise ValueError(f"data='{path}': not a readable .npy array ({' '.join(str(error).split())[:200] or 'empty file'}); expected one saved "
                          "by numpy.save, of numbers, shape (N, d).") from None
-    if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
-        raise ValueError(f"data='{path}' holds {getattr(values, 'dtype', type(values).__name__)}; expected real numbers, shape (N, d).")
-    if not whole:
+    if values.dtype.kind not in "fiu":
+        raise ValueError(f"data='{path}' holds {values.dtype}; expected real numbers, shape (N, d).")
+    if values.offset + values.nbytes != path.stat().st_size:
         raise ValueError(f"data='{path}' is longer than its header says, {values.shape} numbers; expected one array, saved by numpy.save.")
     with np.errstate(over="ignore"):                        # of long doubles: infinite, and refused as such
         return values.astype(np.float64), ()

@@ -140,8 +140,8 @@ class _Schedule:
         if (theirs is None or "beta_schedule" not in config or config.get("timestep_type") == "continuous"
                 or config.get("use_flow_sigmas") or predicts == "velocity"):
             raise ValueError(f"scheduler={name}: neither a beta table whose index the network is told, nor flow matching; expected one "
-                             "such as DDPM, DDIM, DPMSolverMultistep or FlowMatchEulerDiscrete. adapters.from_edm and from_k_diffusion take "
-                             "networks that are told sigma.")
+                             "such as DDPM, DDIM, DPMSolverMultistep or FlowMatchEulerDiscrete. adapters.from_edm and from_k_diffusion "
+                             "take networks that are told sigma.")
         sde = VPSDE.from_betas(_betas(config))
         ours = sde.at(torch.arange(1, sde.knots + 1, dtype=torch.float64)).alpha**2
         if len(theirs) != len(ours) or not torch.allclose(theirs.double(), ours, rtol=0.0, atol=1e-4):
@@ -466,7 +466,7 @@ class Scheduler:
     method, **options : as in ``sample``; "auto" chooses.
     scheduler : a diffusers scheduler, or what ``from_diffusers`` takes for one: its betas, prediction_type and clipping are used. Its
         ``config`` is ours, for the pipelines that look there.
-    grid : as in ``sample``; by default the scheduler's timesteps and where it ends.
+    grid : as in ``sample``; by default the scheduler's timesteps and where it ends. (A tuned method m: ``grid=m.grid``.)
     seed : an int, or one per sample. Without one, noise comes from the pipeline's ``generator``, else from a fresh seed.
     clip : as in ``from_diffusers``.
 
@@ -483,8 +483,8 @@ class Scheduler:
         self.config = self.schedule.scheduler.config
         self.score = self.schedule.score(_driven)
         self.init_noise_sigma = self.schedule.sde.prior_std()
-        self.num_inference_steps: int | None = None
-        self.set_timesteps(min(3, self.schedule.sde.knots or 3))             # refuses what cannot be driven
+        own = len(self.grid) - 1 if isinstance(self.grid, (list, tuple)) else getattr(self.grid, "steps", None)
+        self.set_timesteps(own or min(3, self.schedule.sde.knots or 3))         # refuses what cannot be driven
 
     @property
     def order(self) -> int:

@@ -324,6 +324,19 @@ def test_a_run_that_begins_later(unet, method, calls):
     assert gap(loop(unet, ours, ours.timesteps, x), sdediff.sample(sde, score, x_init=x, method=method, grid=grid(sde, 8))) < SINGLE
 
 
+def test_a_grid_of_one_s_own(unet):
+    """A list of times; and a method tuned to a model, which has its own grid."""
+    theirs, times = scheduler("DDPM", clip_sample=False), [1000.0, 700.0, 250.5, 0.0]
+    sde, score, _ = from_diffusers(unet, theirs)
+    ours = Scheduler("dpm++2m", theirs, grid=times)
+    assert ours.num_inference_steps == 3 and ours.timesteps.tolist() == [999.0, 699.0, 249.5]
+    assert gap(driven(unet, ours, 3, start())[1], sdediff.sample(sde, score, x_init=start(), method="dpm++2m", grid=times)) < SINGLE
+    target = sdediff.targets.GaussianMixture([[1.0, 0.0], [-1.0, 0.5]], 0.1)
+    tuned = sdediff.tune("dpm++2m", sde, target.score, nfe=4, data=target.sample(50, seed=0), trajectories=8, iterations=2, starts=1)
+    there = driven(unet, Scheduler(tuned, theirs, grid=tuned.grid), 4, start())[1]
+    assert gap(there, sdediff.sample(sde, score, x_init=start(), method=tuned, nfe=4)) < SINGLE
+
+
 def test_half_precision_is_integrated_in_single(unet):
     half, theirs = make_unet().to(torch.bfloat16), scheduler("DDIM", clip_sample=False)
     x = start(dtype=torch.float32).to(torch.bfloat16)

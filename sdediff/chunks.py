@@ -97,6 +97,16 @@ class Chunks:
             rows.copy_(x)
         return whole
 
+    def done(self, path: str | os.PathLike[str]) -> int:
+        """How many chunks of a .npy file an interrupted call of these chunks has left behind; nothing is touched."""
+        file = _Partial(Path(path), self)
+        there = file.noted(overwrite=True)
+        if there is None or there["call"] != json.loads(json.dumps(self.call())) or not file.partial.is_file():
+            return 0
+        with open(file.partial, "rb") as partial:
+            partial.seek(file.end)
+            return sum(partial.read().ljust(len(self), b"\1"))
+
     def write(self, path: str | os.PathLike[str], *, overwrite: bool = False, progress: bool = False) -> Tensor:
         """All samples, in a .npy file; returns a Tensor over its memory map (writing to it leaves the file as it is). Ranks share the
         file, which every one of them must reach. An interrupted call goes on where it stood when it is made again.

@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import platform
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from . import files, metrics, nets, plots, sampling, training
+from . import chunks, files, metrics, nets, plots, sampling, training
 from .contracts import choice, integer, real
 from .data import IMAGE, Dataset, is_folder, is_name, load
 from .guidance import classifier_free
@@ -163,10 +162,10 @@ def preset(data: str, process: str, conditional: bool = False, size: int | None 
 
 
 # -- folders -------------------------------------------------------------------------------------------------------------------
-def prepare(out: Path, config: str, *, resume: bool, overwrite: bool) -> None:
+def prepare(out: Path, config: str, *, resume: bool, overwrite: bool, dry: bool = False) -> None:
     """Make the folder and write its config.yaml. FileExistsError for a folder that holds a run, unless it is to be continued
     (``resume``) or started again (``overwrite``), and for one that holds something else; ValueError for a continuation of a run
-    that was trained differently. A refusal leaves the folder as it was."""
+    that was trained differently. A refusal leaves the folder as it was, and so does ``dry``, which refuses and does nothing else."""
     import yaml
     out = files.named("out", out)
     there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
@@ -187,6 +186,8 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool) -> None:
             if was != now:
                 raise ValueError(f"{key}={now!r}: the run in '{out}' was trained with {key}={was!r}; expected the same, to continue it, or "
                                  "another --out.")
+    if dry:
+        return
     out.mkdir(parents=True, exist_ok=True)
     files.sweep(out)
     trained = (CHECKPOINT, training.previous(CHECKPOINT).name, TUNED, "tuned.png")
@@ -315,7 +316,7 @@ class Entry:
              progress: bool = False) -> sampling.SampleInfo:
         """Samples, in the network's units."""
         return sampling.sample_info(sde, score, shape=shape, method=self.on(sde, score), seed=seed, record=record,
-                                    progress=progress and sys.stderr.isatty(), **self.budget)
+                                    progress=progress, **self.budget)
 
 
 # -- the comparison --------------------------------------------------------------------------------------------------------------
@@ -496,12 +497,13 @@ PICTURES = (".png", ".gif")
 
 def draw(run: Path, entry: Entry, n: int | None, seed: int, out: Path | None = None, *, labels: Sequence[str] | None = None,
          guide: float | None = None, sheet: tuple[int, int] | None = None, chunk: int | None = None, overwrite: bool = False,
-         progress: bool = False, ranks: Ranks = ALONE, device: torch.device | str = "cpu") -> Path:
+         progress: bool = False, ranks: Ranks = ALONE, device: torch.device | str = "cpu",
+         dry: Callable[[training.Checkpoint, Any, tuple[int, ...], chunks.Chunks | None], None] | None = None) -> Path:
     """Draw n samples from a trained run, in the units of its data, into a .npy or .csv file, or into a picture: .png, the samples, or .gif,
     their way from noise. Returns its path. Numbers are drawn in chunks, so that memory does not grow with n. ``labels``: of a conditional
     run, the classes to draw from, one after the other; ``guide``: the scale of classifier-free guidance (default: 1, none); ``sheet``: rows
     and columns of a picture of images, which is then what is written. ``ranks`` share the chunks of a .npy file; one that was interrupted
-    goes on."""
+    goes on. ``dry`` is given the checkpoint, the score, the shape and the chunks (None for an animation) in place of the work."""
     config, checkpoint, score = read(run)
     data = data_of(config, checkpoint)
     of = "" if labels is None else f"-class{'-'.join(labels)}" + (f"-guidance{guide:g}" if guide is not None else "")
@@ -521,19 +523,23 @@ def draw(run: Path, entry: Entry, n: int | None, seed: int, out: Path | None = N
         if path.is_dir() or (path.exists() and not overwrite):
             raise FileExistsError(f"out='{path}' " + ("is a folder; expected a file." if path.is_dir() else
                                                       "exists; --overwrite replaces it, or choose another name."))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if dry is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
 
     score = dataclasses.replace(score, network=score.network.to(device))                    # type: ignore[attr-defined]
     score = guided(score, checkpoint.config.drop, n, None if labels is None else [data.label_of(label) for label in labels], guide)
     ranks.first(place)
     sde, shape = checkpoint.sde, (n, *data.event)
+    drawn = sampling.chunked(sde, score, shape=shape, method=entry.on(sde, score), seed=seed, chunk=chunk, group=ranks.group,
+                             **entry.budget).then(data.restore, torch.float64)
+    if dry is not None:
+        dry(checkpoint, score, shape, None if path.suffix == ".gif" else drawn)
+        return path
     if path.suffix == ".gif":
         info = entry.draw(sde, score, shape, seed, record=True, progress=progress)
         plots.trajectory(path, sde, [plots.Track(f"{entry.label}, NFE {info.nfe}", info.times, info.trajectory.cpu())],   # type: ignore
                          data.held_out(min(4000, data.limit or 4000)), sheet=sheet or (8, 8))
         return path
-    drawn = sampling.chunked(sde, score, shape=shape, method=entry.on(sde, score), seed=seed, chunk=chunk, group=ranks.group,
-                             **entry.budget).then(data.restore, torch.float64)
     if path.suffix == ".npy":
         drawn.write(path, overwrite=overwrite, progress=progress)
     elif path.suffix == ".csv":

@@ -1,17 +1,17 @@
 r"""Video: clips of a moving digit, 8 frames as one tensor, and held-out clips continued from their first frames (Ho et al. 2022).
 
-A digit of 10x10 pixels moves in a frame of 16x16 at a constant speed of up to 2 pixels a frame each way and is thrown back by the walls.
-A clip (8, 1, 16, 16) is one sample. The U-Net has one set of weights for all frames; after each block every pixel attends to itself in the
-other frames, with learnt places in time, so that motion is part of the law that it learns.
+A digit of 10x10 pixels moves in a frame of 16x16 at a constant speed of up to 2 pixels a frame each way and is thrown back by the walls. A
+clip (8, 1, 16, 16) is one sample. The U-Net has one set of weights for all frames, and its convolutions see some channels one frame
+earlier and some one frame later (Lin et al. 2019), so that motion is part of the law that it learns.
 
-Frames that are given stand beside x (raised by 2; 0 where a frame is not given). In training they are the first 1 to 4, and in three of ten
-clips none, so that the same network makes clips from nothing and continues others. There is a second way to continue: the law of whole clips
-and the given frames as a measurement of it (inverse.tweedie), as for any known part of a sample.
+Frames that are given stand beside x (raised by 2; 0 where a frame is not given). In training they are the first 1 to 4, and in three of
+ten clips none, so that the same network makes clips from nothing and continues others. There is a second way to continue: the law of whole
+clips and the given frames as a measurement of it (inverse.tweedie), as for any known part of a sample.
 
-What is measured against held-out clips: the law of the digit's velocity (sliced W2 of the ways of its centre of mass from frame to frame) and
-how a velocity keeps from frame to frame (its autocorrelation), how like one another frames are with the time between them, all beside other
-real clips and beside the samples' own frames in random order; and how far continued frames are from the true ones, which two given frames
-determine up to the walls, beside holding the last frame.
+What is measured against held-out clips: the law of the digit's velocity (sliced W2 of the ways of its centre of mass from frame to frame)
+and how a velocity keeps from frame to frame (its autocorrelation), how like one another frames are with the time between them, all beside
+other real clips and beside the samples' own frames in random order; and how far continued frames are from the true ones, which two given
+frames determine up to the walls, beside holding the last frame.
 
 Nine minutes on two cores; `--quick true` below one; interrupted and given again, it goes on.
 """

@@ -130,10 +130,12 @@ class MLP(_Conditioned):
 
 # -- images -----------------------------------------------------------------------------------------------------------
 class _Block(nn.Module):
-    """A residual block: two 3x3 convolutions, the second modulated by the level in scale and shift."""
+    """A residual block: two 3x3 convolutions, the second modulated by the level in scale and shift. Those of a clip see a quarter of their
+    channels one frame earlier and a quarter one frame later, so that each is one over space and time at the price of one over space."""
 
-    def __init__(self, inputs: int, outputs: int, level: int, generator: torch.Generator) -> None:
+    def __init__(self, inputs: int, outputs: int, level: int, generator: torch.Generator, frames: int | None = None) -> None:
         super().__init__()
+        self.frames = frames
         self.norms = nn.ModuleList(_norm(n) for n in (inputs, outputs))
         self.first, self.film = _conv(inputs, outputs, 3, generator), _linear(level, 2 * outputs, generator)
         self.second = _zeroed(_conv(outputs, outputs, 3, generator))
@@ -141,34 +143,32 @@ class _Block(nn.Module):
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
         scale, shift = self.film(level)[..., None, None].chunk(2, 1)
-        inner = self.norms[1](self.first(nn.functional.silu(self.norms[0](h))))
-        return self.skip(h) + self.second(nn.functional.silu(torch.addcmul(shift, 1 + scale, inner)))
+        inner = self.norms[1](self.first(self.neighbours(nn.functional.silu(self.norms[0](h)))))
+        return self.skip(h) + self.second(self.neighbours(nn.functional.silu(torch.addcmul(shift, 1 + scale, inner))))
+
+    def neighbours(self, h: Tensor) -> Tensor:
+        """h (B F, C, H, W), the frames of a clip in turn, with channels of the frames before and after; 0 beyond the ends."""
+        if not self.frames:
+            return h
+        clip, n = h.unflatten(0, (-1, self.frames)), h.shape[1] // 4
+        beyond = torch.zeros_like(clip[:, :1, :n])
+        earlier, later = torch.cat([beyond, clip[:, :-1, :n]], 1), torch.cat([clip[:, 1:, n:2 * n], beyond], 1)
+        return torch.cat([earlier, later, clip[:, :, 2 * n:]], 2).flatten(0, 1)
 
 
 class _Attention(nn.Module):
-    """Self-attention over the pixels of a picture, heads of 32 channels or of all where they are fewer; of a clip (``frames``), over the
-    frames at each pixel, with learnt places in time. h: (B, C, H, W), or (B F, C, H, W) with the frames of a clip in turn."""
+    """Self-attention over the pixels, heads of 32 channels or of all where they are fewer."""
 
-    def __init__(self, channels: int, generator: torch.Generator, frames: int | None = None) -> None:
+    def __init__(self, channels: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.heads, self.frames = max(1, channels // 32), frames
+        self.heads = max(1, channels // 32)
         self.norm, self.enter = _norm(channels), _conv(channels, 3 * channels, 1, generator)
         self.leave = _zeroed(_conv(channels, channels, 1, generator))
-        if frames:
-            self.place = nn.Parameter(torch.randn(frames, channels, 1, 1, generator=generator, device="cpu"))
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
-        inner = self.norm(h)
-        if self.frames:
-            inner = (inner.unflatten(0, (-1, self.frames)) + self.place).flatten(0, 1)
-        parts = self.enter(inner).flatten(2).unflatten(1, (3, self.heads, -1))                 # (B or B F, 3, heads, C / heads, pixels)
-        if self.frames:
-            q, k, v = parts.unflatten(0, (-1, self.frames)).permute(2, 0, 5, 3, 1, 4)           # 3 of (B, pixels, heads, F, C / heads)
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v).permute(0, 3, 2, 4, 1)
-        else:
-            q, k, v = parts.transpose(-1, -2).unbind(1)
-            mixed = nn.functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
-        return h + self.leave(mixed.reshape(h.shape))
+        q, k, v = self.enter(self.norm(h)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v)
+        return h + self.leave(mixed.transpose(-1, -2).reshape(h.shape))
 
 
 class UNet(_Conditioned):
@@ -176,8 +176,8 @@ class UNet(_Conditioned):
 
     Parameters
     ----------
-    event : (C, H, W); or of clips (F, C, H, W): F frames with the same weights, which attend to each other after each block, pixel by pixel
-        (Ho et al. 2022, sec. 3).
+    event : (C, H, W); or of clips (F, C, H, W): F frames with the same weights, whose convolutions see channels of the frames before and
+        after (Lin et al. 2019, sec. 3).
     width : channels at the first resolution; ``multipliers``: times as many at each of the resolutions, H, H/2 (rounded up), H/4, ...
     blocks : residual blocks at a resolution on the way down; one more on the way up.
     attention : heights at which pixels attend to each other; the coarsest resolution does in the middle if it is one of them.
@@ -185,8 +185,8 @@ class UNet(_Conditioned):
         in patches. At patch = 2 a picture costs a quarter.
     frequencies, time_scale, classes, seed : as for ``MLP``.
     embedding : numbers in a condition e (B, embedding), as of a text or a picture; ``e=None`` is a learnt one. None: no such condition.
-    context : channels of a picture (B, context, H, W), of each frame of a clip (B, F, context, H, W), that is given beside x, as a sketch or a smaller picture brought to its size;
-        ``context=None`` is a black one, 0 everywhere. None: no such condition.
+    context : channels of a picture (B, context, H, W), of each frame of a clip (B, F, context, H, W), that is given beside x, as a sketch
+        or a smaller picture brought to its size; ``context=None`` is a black one, 0 everywhere. None: no such condition.
 
     The width must be a multiple of 8 (group normalisation in groups of at least 8 channels). Raises TypeError or ValueError where an
     argument is not of its range.
@@ -198,7 +198,7 @@ class UNet(_Conditioned):
         super().__init__()
         self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(event))
         if len(self.event) not in (3, 4):
-            raise ValueError(f"event={self.event}: expected the shape (C, H, W) of one image, such as (1, 28, 28), or (F, C, H, W) of a clip.")
+            raise ValueError(f"event={self.event}: expected (C, H, W) of one image, such as (1, 28, 28), or (F, C, H, W) of a clip.")
         self.frames = self.event[0] if len(self.event) == 4 else None
         image, height, breadth = self.event[-3:]
         self.patch = integer("patch", patch, 1)
@@ -224,21 +224,21 @@ class UNet(_Conditioned):
         channels, skips, pixels = self.width, [self.width], image * self.patch**2
         given = pixels + (self.context or 0) * self.patch**2
         self.enter, self.down, self.up = _conv(given, channels, 3, generator), nn.ModuleList(), nn.ModuleList()
-        attend = lambda n, height: [*([_Attention(n, generator)] if height in self.attention else []),
-                                    *([_Attention(n, generator, self.frames)] if self.frames else [])]
+        block = lambda inputs, outputs: _Block(inputs, outputs, level, generator, self.frames)
+        attend = lambda n, height: [_Attention(n, generator)] if height in self.attention else []
         for k, (m, height) in enumerate(zip(self.multipliers, heights)):
             if k:
                 self.down.append(_stage(_conv(channels, channels, 3, generator, stride=2)))
                 skips.append(channels)
             for _ in range(self.blocks):
-                self.down.append(_stage(_Block(channels, m * self.width, level, generator), *attend(m * self.width, height)))
+                self.down.append(_stage(block(channels, m * self.width), *attend(m * self.width, height)))
                 channels = m * self.width
                 skips.append(channels)
-        self.middle = _stage(_Block(channels, channels, level, generator), *attend(channels, heights[-1]),
-                             _Block(channels, channels, level, generator))
+        self.middle = _stage(block(channels, channels), *attend(channels, heights[-1]),
+                             block(channels, channels))
         for m, height in zip(self.multipliers[::-1], heights[::-1]):
             for _ in range(self.blocks + 1):
-                self.up.append(_stage(_Block(channels + skips.pop(), m * self.width, level, generator), *attend(m * self.width, height)))
+                self.up.append(_stage(block(channels + skips.pop(), m * self.width), *attend(m * self.width, height)))
                 channels = m * self.width
         self.norm, self.leave = _norm(channels), _zeroed(_conv(channels, pixels, 3, generator))
 
@@ -251,8 +251,8 @@ class UNet(_Conditioned):
 
     def forward(self, x: Tensor, c: Tensor, y: Tensor | int | None = None, e: Tensor | None = None,
                 context: Tensor | None = None) -> Tensor:
-        """x (B, C, H, W) or (B, F, C, H, W), c (B,), y (B,) of labels or one label for all, e (B, embedding), context shaped as x but for its
-        channels. Returns a tensor shaped as x. Raises ValueError where a shape or a label does not fit."""
+        """x (B, C, H, W) or (B, F, C, H, W), c (B,), y (B,) of labels or one label for all, e (B, embedding), context shaped as x but for
+        its channels. Returns a tensor shaped as x. Raises ValueError where a shape or a label does not fit."""
         if x.shape[1:] != self.event:
             raise ValueError(f"x.shape={tuple(x.shape)}: expected (B, {', '.join(map(str, self.event))}).")
         level = self.levels(self._level(x, c, y))

@@ -66,17 +66,17 @@ def test_attention_is_a_softmax_over_all_pixels():
     assert torch.allclose(net(h, torch.empty(0)), expected, atol=1e-12)
 
 
-def test_frames_attend_to_each_other_at_their_own_pixel():
-    """By hand: the frames of clip b at pixel i are a sequence, with their places added after the norm."""
-    net = _Attention(64, torch.Generator().manual_seed(0), frames=4).double()
-    torch.nn.init.normal_(net.leave.weight, generator=torch.Generator().manual_seed(1))
-    h = torch.randn(2 * 4, 64, 3, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    q, k, v = net.enter(net.norm(h) + net.place.repeat(2, 1, 1, 1)).chunk(3, 1)
-    mixed = torch.empty_like(h)
-    for b, row, column, head in itertools.product((0, 1), range(3), range(2), (slice(0, 32), slice(32, 64))):
-        a, c, d = (part[4 * b:4 * b + 4, head, row, column] for part in (q, k, v))             # (F, 32)
-        mixed[4 * b:4 * b + 4, head, row, column] = (a @ c.T / 32**0.5).softmax(1) @ d
-    assert torch.allclose(net(h, torch.empty(0)), h + net.leave(mixed), atol=1e-12)
+def test_a_block_of_clips_sees_the_frames_before_and_after():
+    """By hand: the convolutions of frame k read channels 0..C/4 of frame k - 1, C/4..C/2 of frame k + 1 and the others of frame k."""
+    net = filled((3, 1, 8, 8)).down[0][0]
+    h = torch.randn(2 * 3, 8, 4, 4, generator=torch.Generator().manual_seed(2))
+    clips, seen = h.view(2, 3, 8, 4, 4), torch.zeros(2, 3, 8, 4, 4)
+    for b, k in itertools.product(range(2), range(3)):
+        seen[b, k] = clips[b, k]
+        seen[b, k, 0:2] = clips[b, k - 1, 0:2] if k > 0 else 0
+        seen[b, k, 2:4] = clips[b, k + 1, 2:4] if k < 2 else 0
+    assert torch.equal(net.neighbours(h), seen.flatten(0, 1))
+    assert torch.equal(filled((1, 8, 8)).down[0][0].neighbours(h), h)                       # an image has none
 
 
 def test_a_frame_reaches_every_other_frame_of_its_clip_alone():

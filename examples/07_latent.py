@@ -13,29 +13,10 @@ from pathlib import Path
 
 import torch
 from jsonargparse import auto_cli
-from safetensors.torch import load_model, save_model
-from tqdm import tqdm
 
 import sdediff
 from sdediff import metrics, nets, plots, training
 from sdediff.data import load
-
-
-def fitted(coder: nets.Autoencoder, data: torch.Tensor, path: Path, steps: int, seed: int) -> nets.Autoencoder:
-    """The autoencoder, trained or read."""
-    if path.is_file():
-        load_model(coder, path)
-        return coder
-    optimizer = torch.optim.AdamW(coder.parameters(), 2e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        for _ in tqdm(range(steps), desc="autoencoder", mininterval=1.0):
-            optimizer.zero_grad()
-            coder(data[torch.randint(len(data), (64,))]).mean().backward()
-            optimizer.step(), schedule.step()
-    save_model(coder, path)
-    return coder
 
 
 def main(out: Path = Path("runs/latent"), quick: bool = False, device: str = "cpu", threads: int = 2, seed: int = 0) -> None:
@@ -57,8 +38,10 @@ def main(out: Path = Path("runs/latent"), quick: bool = False, device: str = "cp
     right = lambda x, y: float((judge(x) == y).double().mean())
 
     convolutional = nets.Autoencoder(data.event, 2, 16 if quick else 32, seed=seed).to(device)
+    fitting = training.TrainingConfig(steps=100 if quick else 1500, batch=64, lr=2e-3, ema=0.99, seed=seed, checkpoint_every=200)
     coders = {"principal": nets.Principal(train, 64),
-              "convolutional": fitted(convolutional, train, out / "autoencoder.safetensors", 100 if quick else 1500, seed)}
+              "convolutional": training.train_autoencoder(convolutional, train, fitting, checkpoint=out / "autoencoder.safetensors",
+                                                          resume=True).ema}
     lines = [f"{'':<16}{'numbers':>8}{'error':>9}{'decoded right':>15}{'samples right':>15}{'MMD^2 decoded':>20}{'samples':>20}"
              f"{'seconds':>9}"]
     rows = [held[:10]]

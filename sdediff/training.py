@@ -31,7 +31,8 @@ is then that of uniform times whatever the law, which is left to set the varianc
 
 *Conditions.* With probability ``drop`` all conditions of a sample are replaced by those that mean none, so that one network learns the
 conditional and the unconditional score (Ho & Salimans 2022). A noise-aware classifier p(y | x_t) is trained in the same loop, by the
-cross-entropy at the same times and noises (Dhariwal & Nichol 2021); its minimum is the exact posterior.
+cross-entropy at the same times and noises (Dhariwal & Nichol 2021); its minimum is the exact posterior. So is an autoencoder, for
+diffusion in its latents, by the loss that it gives itself.
 
 *Randomness.* The batch, its times and its noise are pure functions of (seed, step): no generator runs along, so none needs
 saving. Rows are drawn with replacement. What a network takes from the global generators (dropout) is seeded by the step
@@ -289,7 +290,7 @@ class TrainingConfig:
 FORMAT, SCHEMA, CHECKSUM = "sdediff.training", 2, "checksum"
 _READ = (1, SCHEMA)                             # files of schema 1 have no checksum
 _BLANK = "0" * 32
-CLASS = "class"                                 # what a classifier predicts
+CLASS, ITSELF = "class", "itself"                # what a classifier predicts, and what an autoencoder does
 _MOMENTS = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "adamw_step": "step"}      # part: AdamW's name
 _PARTS = ("network", "ema", *_MOMENTS)
 _DOCUMENT: dict[str, tuple[type, ...]] = {
@@ -348,13 +349,14 @@ class Checkpoint:
         """Load the weights (the average, or the last ones) into ``network``, such as ``nets.build(document["network"])``,
         and return it as the Score that was trained. Raises ValueError where names or shapes do not fit, and where the
         time input was a function, which a file does not hold."""
+        other = {CLASS: "classifier", ITSELF: "autoencoder"}.get(self.document["predicts"])
+        if other:
+            raise ValueError(f"{self.path}: it holds a {other}, not a score; expected checkpoint.{other}(network).")
         _load(network, self.parts["ema" if ema else "network"], self.path)
         time_input = self.document["time_input"]
         if time_input is None:
             raise ValueError(f"{self.path}: time_input was a function, which a file does not hold; expected a name. "
                              "from_network(network, predicts, time_input=...) takes the function again.")
-        if self.document["predicts"] == CLASS:
-            raise ValueError(f"{self.path}: it holds a classifier, not a score; expected checkpoint.classifier(network).")
         return NetworkScore(network, self.document["predicts"], time_input, self.document["sigma_data"])
 
     def classifier(self, network: nn.Module, *, ema: bool = True) -> NetworkClassifier:
@@ -365,6 +367,13 @@ class Checkpoint:
             raise ValueError(f"{self.path}: it holds {'a score' if time_input else 'no name of the time input'}; expected a classifier's "
                              "checkpoint, made by train_classifier with a time_input that has a name.")
         return NetworkClassifier(network, time_input)
+
+    def autoencoder(self, network: nn.Module, *, ema: bool = True) -> nn.Module:
+        """The same for an autoencoder, of ``train_autoencoder``. Raises ValueError on another checkpoint."""
+        if self.document["predicts"] != ITSELF:
+            raise ValueError(f"{self.path}: it holds no autoencoder; expected a checkpoint made by train_autoencoder.")
+        _load(network, self.parts["ema" if ema else "network"], self.path)
+        return network
 
 
 def previous(path: str | Path) -> Path:
@@ -473,8 +482,8 @@ _USE = 1 << 16                                  # of the noise source: a stream 
 
 @dataclass(frozen=True)
 class Trained:
-    """What ``train`` and ``train_classifier`` return. ``network``: the one given, trained in place; ``ema``: its moving average, the one to
-    sample from; ``model``: the adapter given, around ``ema``; ``losses`` (steps,): the mean loss of each batch."""
+    """What training returns. ``network``: the one given, trained in place; ``ema``: its moving average, the one to sample from; ``model``:
+    the adapter given, around ``ema``; ``losses`` (steps,): the mean loss of each batch."""
 
     network: nn.Module
     ema: nn.Module
@@ -557,6 +566,44 @@ def train_classifier(classifier: NetworkClassifier, sde: SDE, data: Tensor, labe
         raise ValueError(f"drop={config.drop}: a classifier is trained on all labels; expected drop=0.0.")
 
     return _trained(classifier, classifying(sde, labels), sde, data, {"y": labels}, None, config, checkpoint, resume, progress, group)
+
+
+def train_autoencoder(coder: nn.Module, data: Tensor, config: TrainingConfig | None = None, *, checkpoint: str | Path | None = None,
+                      resume: bool = False, progress: bool = True, group: Any = None) -> Trained:
+    """Train the autoencoder of a latent diffusion, any module that returns the loss (B,) of x (B, *D): as ``train``, without a process.
+
+        coder = training.train_autoencoder(nets.Autoencoder((1, 28, 28)), data).ema
+
+    Of ``config`` the batch, the optimiser and the average enter; times and weightings do not. Raises as ``train`` does, TypeError on what
+    is no module, ValueError on ``drop`` > 0 and where the module returns no losses (B,).
+    """
+    config = TrainingConfig() if config is None else config
+    if not isinstance(coder, nn.Module):
+        raise TypeError(f"coder={type(coder).__name__}: expected a torch.nn.Module such as nets.Autoencoder((1, 28, 28)).")
+    if getattr(config, "drop", 0.0):
+        raise ValueError(f"drop={config.drop}: an autoencoder has no conditions; expected drop=0.0.")
+
+    def losses(coder: _Coder, x0: Tensor, conditions: Mapping[str, Tensor], t: Tensor, eps: Tensor) -> Tensor:
+        value = coder.network(x0)
+        if not isinstance(value, Tensor) or value.shape != x0.shape[:1]:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"coder {coder.name}: returned {got} for x {tuple(x0.shape)}; expected the loss of each sample, ({len(x0)},).")
+        return value
+
+    return _trained(_Coder(coder), losses, processes.VPSDE(), data, None, None, config, checkpoint, resume, progress, group)
+
+
+@dataclass(frozen=True)
+class _Coder:
+    """An autoencoder, to the training loop."""
+
+    network: nn.Module
+    predicts: str = ITSELF
+    time_input: None = None
+
+    @property
+    def name(self) -> str:
+        return type(self.network).__name__
 
 
 Losses = Callable[[Any, Tensor, Mapping[str, Tensor], Tensor, Tensor], Tensor]

@@ -23,7 +23,7 @@ from scipy import stats
 from torch import nn
 
 from sdediff import EDMSDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, Prediction, RectifiedFlow, SubVPSDE, from_network
-from sdediff.nets import MLP, build
+from sdediff.nets import MLP, Autoencoder, build
 from sdediff.sde import process
 from sdediff.training import (
     TIMES,
@@ -37,6 +37,7 @@ from sdediff.training import (
     sde_config,
     times,
     train,
+    train_autoencoder,
     uniforms,
     weight,
 )
@@ -683,6 +684,36 @@ def test_dropout_buffers_frozen_unused_and_tied_parameters(tmp_path):
         small(net=Odd(), checkpoint=path)
     bomb = -1
     assert same(first, small(net=Odd(), checkpoint=path, resume=True))
+
+
+def test_an_autoencoder_is_trained_in_the_same_loop(tmp_path):
+    """It learns, it goes on to the same bits after a stop (its noise is that of the step), its checkpoint is its own kind."""
+    images = (normal(64, 2, seed=1).float() @ torch.linspace(-1, 1, 128).reshape(2, 64).sin()).reshape(64, 1, 8, 8)
+    config = dataclasses.replace(SMALL, steps=60, lr=1e-2, checkpoint_every=20)
+    made = lambda: Autoencoder((1, 8, 8), 4, 8, seed=2)
+    full = train_autoencoder(made(), images, config, progress=False)
+    assert float(full.losses[-10:].mean()) < 0.3 * float(full.losses[:5].mean())
+    path = tmp_path / "a.safetensors"
+
+    class Dies(Autoencoder):
+        calls = 0
+
+        def forward(self, x):
+            Dies.calls += 1
+            if Dies.calls > 30:
+                raise RuntimeError
+            return super().forward(x)
+
+    with pytest.raises(RuntimeError):
+        train_autoencoder(Dies((1, 8, 8), 4, 8, seed=2), images, config, checkpoint=path, progress=False)
+    again = train_autoencoder(made(), images, config, checkpoint=path, resume=True, progress=False)
+    assert same(full, again)
+    read = load_checkpoint(path).autoencoder(Autoencoder((1, 8, 8), 4, 8, seed=3))
+    assert torch.equal(read.decode(read.encode(images)), full.ema.decode(full.ema.encode(images)))
+    with pytest.raises(ValueError, match=r"autoencoder, not a score; expected checkpoint\.autoencoder"):
+        load_checkpoint(path).score(made())
+    with pytest.raises(ValueError, match=r"returned \(12, 1, 8, 8\)"):
+        train_autoencoder(nn.Conv2d(1, 1, 1), images, dataclasses.replace(config, batch=12), progress=False)
 
 
 def test_the_bar_shows_the_loss(capsys):

@@ -89,7 +89,7 @@ def from_diffusers(model: Any, scheduler: Any = None, *, clip: bool | None = Non
         one.
     clip : ``clip_sample`` and ``thresholding`` of the scheduler act on the model's x0, so here they are part of the score: it predicts the
         clipped x0, and the eps that belongs to it (theirs: ``use_clipped_model_output``). None: as the scheduler's config says (its default
-        is often to clip); False: the model as it is.
+        is often to clip); False: the model as it is; True: to the config's range, or [-1, 1], even if it does not ask for that.
     conditions : passed by keyword, such as ``class_labels`` or ``encoder_hidden_states``; ``sample(..., conditions=...)`` adds to them.
 
     Of a model that predicts its variance as well (twice the channels) the mean is used; a variance is the method's.
@@ -97,20 +97,19 @@ def from_diffusers(model: Any, scheduler: Any = None, *, clip: bool | None = Non
     Raises ImportError without diffusers, FileNotFoundError, and TypeError or ValueError for a scheduler of another kind, for an unknown
     prediction_type or beta_schedule, and for weights that are pickles.
     """
-    if isinstance(model, (str, os.PathLike)):
-        folder = Path(model)
-        if (folder / "unet").is_dir():
-            folder, scheduler = folder / "unet", folder / "scheduler" if scheduler is None else scheduler
-        model = _diffusers_model(folder)
+    folder = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    if folder is not None and (folder / "unet").is_dir():
+        folder, scheduler = folder / "unet", folder / "scheduler" if scheduler is None else scheduler
     elif not isinstance(model, torch.nn.Module) and hasattr(model, "unet"):
         model, scheduler = model.unet, model.scheduler if scheduler is None else scheduler
-    if not callable(model):
+    if folder is None and not callable(model):
         raise TypeError(f"model={type(model).__name__}: expected a diffusers model such as UNet2DModel, a pipeline, or a folder of one.")
     if scheduler is None:
         raise TypeError("scheduler=None: a model does not say at which levels it was trained; expected a diffusers scheduler, such as "
                         "scheduler=pipe.scheduler, its config, or the folder of that.")
     schedule = _Schedule.of(scheduler, clip)
-    return Adapted(schedule.sde, schedule.score(_Denoises(model, schedule), conditions), schedule.grid)
+    network = _Denoises(model if folder is None else _diffusers_model(folder), schedule)
+    return Adapted(schedule.sde, schedule.score(network, conditions), schedule.grid)
 
 
 @dataclass(frozen=True, eq=False)

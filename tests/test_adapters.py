@@ -296,10 +296,10 @@ def loop(network, made, timesteps, x, change=lambda k, x: x):
 
 @pytest.mark.parametrize("name, method", [("DDIM", "ddim"), ("DPMSolverMultistep", "dpm++2m")])
 def test_a_sample_that_the_pipeline_changes(unet, name, method):
-    """As inpainting does between steps."""
+    """As inpainting does between steps. The last step is left as it is: it shows whether the steps used what they were given."""
     theirs, mask = scheduler(name, **({"clip_sample": False} if name == "DDIM" else {})), torch.arange(8.0) > 3
     ours = Scheduler(method, theirs)
-    change = lambda k, x: torch.where(mask, x, 0.1 * k)
+    change = lambda k, x: torch.where(mask, x, 0.1 * k) if k < 7 else x
     runs = []
     for made in (theirs, ours):
         made.set_timesteps(8)

@@ -38,7 +38,7 @@ def main(out: Path = Path("runs/latent"), quick: bool = False, device: str = "cp
     right = lambda x, y: float((judge(x) == y).double().mean())
 
     convolutional = nets.Autoencoder(data.event, 2, 16 if quick else 32, seed=seed).to(device)
-    fitting = training.TrainingConfig(steps=100 if quick else 1500, batch=64, lr=2e-3, ema=0.99, seed=seed, checkpoint_every=200)
+    fitting = training.TrainingConfig(steps=200 if quick else 1500, batch=64, lr=2e-3, ema=0.99, seed=seed, checkpoint_every=200)
     coders = {"principal": nets.Principal(train, 64),
               "convolutional": training.train_autoencoder(convolutional, train, fitting, checkpoint=out / "autoencoder.safetensors",
                                                           resume=True).ema}

@@ -368,7 +368,8 @@ class Denoiser:
 
 
 def to_k_diffusion(sde: SDE, score: Score) -> Denoiser:
-    """A score under a process as a denoiser for k-diffusion's samplers, whose state is x/alpha and whose clock is sigma/alpha."""
+    """A score under a process as a denoiser for k-diffusion's samplers, whose state is x/alpha and whose clock is sigma/alpha. Raises
+    TypeError on what is no process or no score."""
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
     if not callable(score) or isinstance(score, torch.nn.Module):

@@ -52,8 +52,8 @@ def front(name):
     found = getattr(sdediff, name)
     home = getattr(found, "__module__", found.__name__)
     target = found.__name__ if home == found.__name__ else f"{home}.{found.__qualname__}"
-    text = (found.__doc__ or "").replace("``", "`").split("\n\n")[0]
-    return f"{{py:obj}}`{name} <{target}>`", re.split(r"(?<=[.:;])\s", " ".join(text.split()))[0].rstrip(":;").replace("|", "\\|")
+    text = " ".join((found.__doc__ or "").replace("``", "`").split("\n\n")[0].split())
+    return f"{{py:obj}}`{name} <{target}>`", re.split(r"(?<!eq)(?<!al)\.\s", text)[0].rstrip(".").replace("|", "\\|")
 
 
 entries = catalogue.catalogue()
@@ -61,10 +61,10 @@ families = dict.fromkeys(e.family for e in entries)
 myst_substitutions = {
     "catalogue": "\n\n".join(
         f"**{{py:mod}}`sdediff.solvers.{family}`**\n\n" + table(
-            ["method", "", "order", "weak", "strong", "calls", "memory", "what it is"],
-            [[f"`{e.name}`", "SDE" if e.stochastic else "ODE", of(e.order, e.measured), of(e.weak, e.measured_weak),
-              of(e.strong, e.measured_strong), "adaptive" if math.isnan(e.calls) else f"{e.calls:g}", str(e.memory),
-              f"{e.summary} ({e.reference})"] for e in entries if e.family == family]) for family in families),
+            ["method", "what it is", "", "order", "weak", "strong", "calls", "memory"],
+            [[f"`{e.name}`", f"{e.summary} ({e.reference})", "SDE" if e.stochastic else "ODE", of(e.order, e.measured),
+              of(e.weak, e.measured_weak), of(e.strong, e.measured_strong), "adaptive" if math.isnan(e.calls) else f"{e.calls:g}",
+              str(e.memory)] for e in entries if e.family == family]) for family in families),
     "observing": table(["method", "what it is"], [[f"`{name}`", describe(name)] for name in methods(observing=True)]),
     "front": table(["name", "what it is"], [front(name) for name in sdediff.__all__]),
 }
@@ -126,7 +126,8 @@ def restructured(app, what, name, obj, options, lines):
                 runs[-1][1].append(line.strip())
         for kind, text in runs:
             if kind == "formula":
-                written += ["::", "", *textwrap.indent(textwrap.dedent("\n".join(text)), "    ").split("\n"), ""]
+                shown = re.sub(r" {4,}(?=theory, eq|\(\d+\)$)", "    ", "\n".join(text), flags=re.MULTILINE)
+                written += ["::", "", *textwrap.indent(textwrap.dedent(shown), "    ").split("\n"), ""]
             else:
                 prose = plain("\n".join(text)).split("\n")
                 written += [*([f"- {prose[0]}", *(f"  {line}" for line in prose[1:])] if kind == "item" else prose), ""]

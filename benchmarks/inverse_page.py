@@ -29,7 +29,7 @@ import sdediff
 from sdediff import inverse, operators
 
 sde, score = sdediff.VPSDE(), sdediff.targets.toy("two-moons").score    # or that of a network
-known, y = operators.Mask(torch.tensor([True, False])), torch.full((64, 1), 0.5)        # or Blur, Downsample, Colourise, Matrix, or your own
+known, y = operators.Mask(torch.tensor([True, False])), torch.full((64, 1), 0.5)        # or Blur, Downsample, Matrix, or your own
 guided = inverse.tweedie(score, known, std=0.1)                         # a Score: any method samples it, log_prob too
 x = sdediff.sample(sde, guided, shape=(64, 2), method="dpm++2m-sde", steps=100, conditions={"measurement": y})
 

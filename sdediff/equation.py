@@ -37,8 +37,8 @@ from .sde import A_PROCESS, SDE, NoiseLevel
 
 @dataclass(frozen=True)
 class ReverseSDE:
-    """The equation of theory, eq. (9). ``eta``: a number >= 0 or a function of the level (one of tensors for methods whose samples differ in time);
-    ``score``: (x, level) -> Prediction."""
+    """The equation of theory, eq. (9). ``eta``: a number >= 0 or a function of the level (one of tensors for methods whose samples differ
+    in time); ``score``: (x, level) -> Prediction."""
 
     sde: SDE
     score: Score
@@ -89,7 +89,8 @@ class ReverseSDE:
         return self.score(x, level)
 
     def drift(self, x: Any, level: NoiseLevel) -> Any:
-        """The bracket of theory, eq. (9), shaped as x and of its dtype. Finite at alpha = 0 for eta = 0 alone; eta > 0 raises ValueError there."""
+        """The bracket of theory, eq. (9), shaped as x and of its dtype. Finite at alpha = 0 for eta = 0 alone; there eta > 0 is a
+        ValueError."""
         eta = self.eta_at(level)
         flow = not isinstance(eta, Tensor) and eta == 0
         if not flow:

@@ -4,8 +4,8 @@ Were x_0 given x_t Gaussian with covariance C, its mean given y as well would be
 
     E[x_0 | x_t, y] = x0 + C A^T (A C A^T + v I)^{-1} (y - A x0),                                           theory, eq. (32)
 
-and Tweedie's second-order formula (theory, eq. (6)) says which C that is: C = sigma^2/alpha J^T, J = d x0/d x_t, a backward pass. Methods differ in what they
-put in place of the first C, the gain's direction, and of the second one, the uncertainty of A x0:
+and Tweedie's second-order formula (theory, eq. (6)) says which C that is: C = sigma^2/alpha J^T, J = d x0/d x_t, a backward pass. Methods
+differ in what they put in place of the first C, the gain's direction, and of the second one, the uncertainty of A x0:
 
                                                         C outside           C inside the inverse
     tweedie   Boys et al. 2023; Rozet et al. 2024       sigma^2/alpha J^T   sigma^2/alpha J^T, by conjugate gradients
@@ -128,11 +128,11 @@ class Observed(Guided):
 
 @dataclass(frozen=True)
 class Posterior(Observed):
-    """Theory, eq. (32). ``inside``: r^2 of the isotropic covariance in the inverse is ``inside`` sigma^2 s^2/(alpha^2 s^2 + sigma^2), s = ``scale``.
-    ``jacobian``: whether the gain is along Tweedie's covariance, or along r^2 I. ``iterations``: of conjugate gradients on Tweedie's
-    covariance in the inverse as well, in place of r^2 I. ``strength`` multiplies the update. Where sigma/alpha > ``trust`` ``scale`` the
-    covariance is r^2 I throughout: it is close to the prior's there, while an error of the network in eps enters Tweedie's with the factor
-    (sigma/alpha)^2."""
+    """Theory, eq. (32). ``inside``: r^2 of the isotropic covariance in the inverse is ``inside`` sigma^2 s^2/(alpha^2 s^2 + sigma^2), s =
+    ``scale``. ``jacobian``: whether the gain is along Tweedie's covariance, or along r^2 I. ``iterations``: of conjugate gradients on
+    Tweedie's covariance in the inverse as well, in place of r^2 I. ``strength`` multiplies the update. Where sigma/alpha > ``trust``
+    ``scale`` the covariance is r^2 I throughout: it is close to the prior's there, while an error of the network in eps enters Tweedie's
+    with the factor (sigma/alpha)^2."""
 
     inside: float = 1.0
     scale: float = 1.0

@@ -15,7 +15,8 @@ where pi is N(0, prior_std^2 I), or the process's true marginal where that is kn
 Probes belong to a sample's seed and are fixed along the path. Each carries an integral of its own, an unbiased estimate of log p on one
 and the same path x_t, so their mean and spread are an estimate and its standard error. (hutch++: unbiased given Q, hence over all.)
 
-*Bounds* (theory, eq. (27)). For the path measure q of the process from data x_0, and p of the reverse SDE from pi, with r_x = |x_0 - x0_hat|^2,
+*Bounds* (theory, eq. (27)). For the path measure q of the process from data x_0, and p of the reverse SDE from pi, with r_x =
+|x_0 - x0_hat|^2,
 
     -KL(q||p) = -KL(q(x_T|x_0)||pi) - int E r_x d(SNR)/2            over [t_end, T]           (continuous)
     -KL(q||p) = -KL(q(x_T|x_0)||pi) - sum_i E r_x(t_i) (SNR_{i-1} - SNR_i)/2                  (a chain with posterior variance)

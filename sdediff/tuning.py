@@ -394,7 +394,8 @@ class Trajectories:
         return run(theta, self.x, noise, self.score)
 
     def squares(self, ends: Tensor, rows: Any = slice(None)) -> Tensor:
-        """What is averaged over these rows: squared errors of the paths (n, d), or of the sorted projections (n, projections): theory, eq. (35)."""
+        """What is averaged over these rows: squared errors of the paths (n, d), or of the sorted projections (n, projections):
+        theory, eq. (35)."""
         if self.directions is None:
             return (ends - self.y)[rows].square().flatten(1)
         project = lambda v: (v[rows].flatten(1) @ self.directions.T).sort(0).values

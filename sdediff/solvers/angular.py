@@ -35,10 +35,10 @@ from .multistep import lagrange_integrals
 
 @dataclass(frozen=True)
 class Angular(Multistep):
-    """Theory, eq. (23) through the last ``nodes`` evaluations; then, where ``corrector`` > 0, again through the predicted level and the latest others,
-    ``corrector`` in all. The next step evaluates the network at the predicted state and corrects that before it goes on, so that a step is
-    one call and the last one stays as predicted. Order ``nodes``, with a corrector min(nodes + 1, corrector). ``scale``: the standard
-    deviation of the data, as far as known."""
+    """Theory, eq. (23) through the last ``nodes`` evaluations; then, where ``corrector`` > 0, again through the predicted level and the
+    latest others, ``corrector`` in all. The next step evaluates the network at the predicted state and corrects that before it goes on,
+    so that a step is one call and the last one stays as predicted. Order ``nodes``, with a corrector min(nodes + 1, corrector).
+    ``scale``: the standard deviation of the data, as far as known."""
 
     nodes: int = 3
     corrector: int = 0

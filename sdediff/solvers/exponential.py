@@ -122,11 +122,11 @@ def infinite_step(p: Prediction, s: NoiseLevel, xi: Any) -> Any:
 class Exponential(Multistep):
     """The multistep exponential integrator of order 1 to 4, for any eta.
 
-    ``form``: "x0" or "eps", what is interpolated: theory, eqs. (12) or (13). ``kernel``: "exact" integrals, or "published" for DPM-Solver++ 2M and 3M as
-    printed (x0 form; its third order converges at order 2). Order 1 in x0 form is DDIM (eta = 0) and the DDPM posterior chain
-    (eta = 1). For eta > 0 it has weak order 1; there three nodes and more are for steps below 0.5 in lambda (some 20 over the whole span),
-    since the kernel sits at the far end of the step, where a parabola through noisy evaluations has left the data. A step from alpha = 0
-    or into sigma = 0 has infinite length in lambda and order 1.
+    ``form``: "x0" or "eps", what is interpolated: theory, eqs. (12) or (13). ``kernel``: "exact" integrals, or "published" for
+    DPM-Solver++ 2M and 3M as printed (x0 form; its third order converges at order 2). Order 1 in x0 form is DDIM (eta = 0) and the DDPM
+    posterior chain (eta = 1). For eta > 0 it has weak order 1; there three nodes and more are for steps below 0.5 in lambda (some 20 over
+    the whole span), since the kernel sits at the far end of the step, where a parabola through noisy evaluations has left the data. A
+    step from alpha = 0 or into sigma = 0 has infinite length in lambda and order 1.
     """
 
     nodes: int = 2

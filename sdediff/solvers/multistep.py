@@ -87,8 +87,9 @@ class AdamsBashforth(Multistep):
 
 @dataclass(frozen=True)
 class ERSDE(Multistep):
-    """Theory, eq. (21) through the last ``nodes`` evaluations of x0, interpolated in kappa; eta may vary along the step, and its integral is exact.
-    Order ``nodes`` on the flow. The published third order takes a one-sided difference for the first derivative and has order 2."""
+    """Theory, eq. (21) through the last ``nodes`` evaluations of x0, interpolated in kappa; eta may vary along the step, and its integral
+    is exact. Order ``nodes`` on the flow. The published third order takes a one-sided difference for the first derivative and has order
+    2."""
 
     nodes: int = 2
 

@@ -38,10 +38,10 @@ def correction(history: Sequence[Prediction], s: NoiseLevel, a: Sequence[Any], b
 
 @dataclass(frozen=True)
 class NonStationary(Solver):
-    """Theory, eq. (36): ``inner`` is Phi, a multistep solver with one evaluation a step; ``times``, the N + 1 knots that it belongs to; ``a`` and
-    ``b``, for each of the N steps a row of coefficients, each within +-4, for the evaluations before the latest, newest first (none where a
-    step is left as it is). It runs down its own grid alone; elsewhere a step raises ValueError. It has no order: on its one grid its error
-    is what it was tuned to."""
+    """Theory, eq. (36): ``inner`` is Phi, a multistep solver with one evaluation a step; ``times``, the N + 1 knots that it belongs to;
+    ``a`` and ``b``, for each of the N steps a row of coefficients, each within +-4, for the evaluations before the latest, newest first
+    (none where a step is left as it is). It runs down its own grid alone; elsewhere a step raises ValueError. It has no order: on its one
+    grid its error is what it was tuned to."""
 
     inner: Multistep
     times: tuple[float, ...]

@@ -194,12 +194,12 @@ On the command line: `sdediff train --data digits --conditional true`, then `sde
 ## The law at scale w
 
 With exact scores, w = 1 is p(x|y). Other scales are often said to sample p(x) p(y|x)^w. They do not: that law, noised, is another one than
-p_t(x) p_t(y|x)^w, whose score guidance follows ([theory](../theory.md#guidance), eqs. (29) and (30)). How much it matters is measured here
-with exact scores and posteriors, so that nothing is a network's fault, and a solver whose own error is given below. Sliced W2 of <n> samples
-of class <cls> to as many exact draws; the floor is that of two exact sets; **bold** is more than the floor by three standard errors. Guidance
-by the exact classifier (autograd through the posterior) and without (two scores) is one law by Bayes' rule; the two distances differ by
-less than <roads>, so that one column, "flow", stands for both. "SDE" is the reverse SDE with the same score. "product" heads distances
-to p(x) p(y|x)^w, "class" those to p(x|y).
+p_t(x) p_t(y|x)^w, whose score guidance follows ([theory](../theory.md#guidance), eqs. (29) and (30)). How much it matters is measured
+here with exact scores and posteriors, so that nothing is a network's fault, and a solver whose own error is given below. Sliced W2 of <n>
+samples of class <cls> to as many exact draws; the floor is that of two exact sets; **bold** is more than the floor by three standard
+errors. Guidance by the exact classifier (autograd through the posterior) and without (two scores) is one law by Bayes' rule; the two
+distances differ by less than <roads>, so that one column, "flow", stands for both. "SDE" is the reverse SDE with the same score.
+"product" heads distances to p(x) p(y|x)^w, "class" those to p(x|y).
 
 ![distances by scale](distances.png)
 

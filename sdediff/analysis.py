@@ -30,8 +30,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .contracts import state
+from .contracts import MOST, flags, integer, numbers, sequence, state
 from .grids import GRIDS, checked
+from .grids import grid as as_grid
 from .recipes import Method
 from .recipes import method as as_method
 from .recipes import methods as registered
@@ -137,6 +138,7 @@ def gaussian_error(method: str | Method, sde: SDE, steps: int | None = None, *, 
     ValueError for a method that is not linear in its vectors (adaptive, Rosenbrock, Metropolis-adjusted, by norms), and for wrong numbers.
     TypeError for times that are not float64.
     """
+    flags(prior=prior)
     recipe, *_ = prepared(sde, _unasked, method, None, options)
     if recipe.solver.adaptive or recipe.solver.looks_ahead:
         raise _not_linear(recipe, "it chooses its own network calls")
@@ -264,12 +266,18 @@ def ranking(sde: SDE, *, nfe: int, spectrum: Any = None, methods: Iterable[str |
     multiplicity, prior). Raises ValueError where nothing is left.
     """
     c, found = _spectrum(spectrum), list[Ranked]()
+    flags(stochastic=stochastic)
+    integer("nfe", nfe, 1, MOST)
+    entries = registered() if methods is None else sequence("methods", methods, "['ddim', 'heun'], names of methods")
+    for one in (built := sequence("grids", grids, "['logsnr', 'karras'], names of grids or instances")):
+        as_grid(one)
     reason = f"no method is {'stochastic' if stochastic else 'deterministic'}"
-    for entry in registered() if methods is None else methods:
-        name, options = (entry, {}) if isinstance(entry, str) else (entry[0], dict(entry[1]))
+    for entry in entries:
+        pair = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)
+        name, options = (entry[0], dict(entry[1])) if pair else (entry, {})
         if name == "mala" or as_method(name, **options).stochastic != stochastic:         # mala is no method without a density
             continue
-        for grid in grids:
+        for grid in built:
             try:
                 predicted = gaussian_error(name, sde, nfe=nfe, grid=grid, spectrum=c, **how, **options)
             except ValueError as error:
@@ -288,9 +296,9 @@ def _spectrum(given: Any) -> Tensor:
 
 def _numbers(name: str, value: Any, count: int | None = None, low: float = -math.inf) -> Tensor:
     """Float64 numbers (E,); with ``count``, that many, or one for all."""
-    v = torch.as_tensor(value, dtype=F64, device="cpu").detach()
+    v, _ = numbers(name, value)
     wanted = "(E,), variances such as spectrum_of(data)" if count is None else f"a number or ({count},), one for each eigenvalue"
-    if v.ndim > 1 or (count is not None and v.ndim == 1 and len(v) != count):
+    if v.ndim > 1 or (count is None and not v.ndim) or (count is not None and v.ndim == 1 and len(v) != count):
         raise ValueError(f"{name}.shape={tuple(v.shape)}: expected {wanted}.")
     if not bool((torch.isfinite(v) & (v >= low)).all()) or not v.numel():
         raise ValueError(f"{name}={v.tolist()}: expected finite numbers{f' >= {low:g}' if low > -math.inf else ''}, {wanted}.")

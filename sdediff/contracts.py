@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,16 @@ MOST = 10**6            # steps and network calls of a run: more than any has, a
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: whole if it is short."""
+    """A value as a message shows it: plain ones whole if they are short, others by their type."""
     if isinstance(value, (Tensor, np.ndarray)):
         return f"{type(value).__name__} {tuple(value.shape)} of {value.dtype}"
+    if not isinstance(value, _PLAIN):
+        return f"class {value.__name__}" if isinstance(value, type) else type(value).__name__
     text = repr(value)
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
+
+
+_PLAIN = (Real, complex, str, bytes, Sequence, Mapping, set, type(None), torch.dtype, torch.device)
 
 
 def integer(name: str, value: Any, low: int | None = None, high: int | None = None, hint: str = "") -> int:
@@ -30,7 +35,7 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
     if type(value) is int and (-INT64 if low is None else low) <= value <= (INT64 if high is None else high):
         return value                            # nothing to say, at a fifth of the price
     expected = f"an integer{_range(low, high, True, True)}{hint and '; ' + hint}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}={shown(value)}: expected {expected}.")
     n = int(value)
     if (low is not None and n < low) or (high is not None and n > high) or abs(n) > INT64:
@@ -39,22 +44,22 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
 
 
 def real(name: str, value: Any, low: float | None = None, high: float | None = None, *, low_open: bool = False,
-         high_open: bool = False, hint: str = "") -> float:
-    """A finite real number in the interval from low to high (open at an end where ``*_open``)."""
+         high_open: bool = False, infinite: bool = False, hint: str = "") -> float:
+    """A finite real number in the interval from low to high (open at an end where ``*_open``); with ``infinite`` also inf."""
     if type(value) is float and (-math.inf if low is None else low) < value < (math.inf if high is None else high):
         return value
-    expected = f"a finite number{_range(low, high, not low_open, not high_open)}{hint and '; ' + hint}"
+    expected = f"a finite number{_range(low, high, not low_open, not high_open)}{infinite * ', or inf'}{hint and '; ' + hint}"
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={shown(value)}: expected {expected}.")
     try:
         v = float(value)
     except OverflowError:                       # an integer beyond all floats
-        v = math.inf if value > 0 else -math.inf
+        v = math.nan
     below = low is not None and (v <= low if low_open else v < low)
     above = high is not None and (v >= high if high_open else v > high)
-    if not math.isfinite(v) or below or above:
+    if (not math.isfinite(v) and not (infinite and v == math.inf)) or below or above:
         raise ValueError(f"{name}={shown(value)}: expected {expected}.")
     return v
 
@@ -133,19 +138,48 @@ def choice(name: str, value: Any, choices: Iterable[str]) -> str:
     return value
 
 
-def state(name: str, x: Any, rank: int = 1) -> Tensor:
-    """A real floating tensor (B, *D) with a leading batch axis, finite."""
+def floating(name: str, x: Any, like: str = "of shape (B, ...)") -> Tensor:
+    """A real floating tensor, whose shape and values are not looked at."""
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name}={shown(x)}: expected a torch.Tensor of shape (B, ...); torch.as_tensor({name}).")
+        raise TypeError(f"{name}={shown(x)}: expected a torch.Tensor {like}; torch.as_tensor({name}).")
     if x.dtype not in INTEGRATED:
         raise TypeError(f"{name}.dtype={x.dtype}: expected a floating dtype (float16, bfloat16, float32, float64); "
                         f"{name}.float() converts.")
+    return x
+
+
+def state(name: str, x: Any, rank: int = 1) -> Tensor:
+    """A real floating tensor (B, *D) with a leading batch axis, finite."""
+    floating(name, x)
     if x.ndim < rank:
         raise ValueError(f"{name}.shape={tuple(x.shape)}: expected a leading batch axis, (B, ...); {name}[None] adds one.")
     if not math.isfinite(x.detach().sum().item()) and not bool(torch.isfinite(x).all()):       # a sum costs less, and may overflow
         raise ValueError(f"{name} holds NaN or inf in {int((~torch.isfinite(x)).sum())} of {x.numel()} entries; "
                          "expected finite values.")
     return x
+
+
+def numbers(name: str, value: Any) -> tuple[Tensor, float]:
+    """Finite real numbers in a rectangular array: a float64 tensor of its own on the CPU, and the rounding unit of what came."""
+    try:
+        given = value
+        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+            value = torch.stack([torch.as_tensor(v) for v in value])
+        if not isinstance(value, Tensor):
+            value = np.asarray(value)
+            if value.dtype.kind not in "iuf":
+                raise TypeError
+            value = torch.from_numpy(np.array(value, dtype=value.dtype if value.dtype.kind == "f" else np.float64))
+        if value.is_complex() or value.dtype == torch.bool:
+            raise TypeError
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"{name}={shown(given)}: expected real numbers in a rectangular array.") from None
+    unit = torch.finfo(value.dtype if value.is_floating_point() else torch.float64).eps
+    out = value.detach().to(device="cpu", dtype=torch.float64, copy=True)
+    if not bool(torch.isfinite(out).all()):
+        bad = int((~torch.isfinite(out)).sum())
+        raise ValueError(f"{name} holds NaN or inf in {bad} of {out.numel()} entries; expected finite values.")
+    return out, unit
 
 
 def labels(name: str, value: Any, batch: int, classes: int, device: torch.device, none: str = "") -> Tensor:

@@ -34,8 +34,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import labels, real
-from .score import Classifier, NetworkError, Prediction, Score, calls_at, cut, log_posterior, named, show, spread
+from .contracts import integer, labels, names, real, shown, text
+from .score import Classifier, NetworkError, Prediction, Score, autocast_dtype, calls_at, cut, log_posterior, named, show, spread
 from .sde import NoiseLevel
 
 Scale = float | Callable[[NoiseLevel], Any]
@@ -97,11 +97,15 @@ def conditioned(score: Score, **conditions: Any) -> Any:
 
 def rows_of(score: Score, start: int, stop: int) -> Any:
     """``score`` for the samples start..stop of a batch."""
+    _scored("score", score), integer("start", start, 0), integer("stop", stop, 0)
     return score.rows(start, stop) if hasattr(score, "rows") else score
 
 
 def cast(score: Score, autocast: torch.dtype) -> Any:
     """``score`` with its network under autocast. TypeError where it has none."""
+    _scored("score", score)
+    if autocast_dtype(autocast) is None:
+        raise TypeError("autocast=None: expected torch.bfloat16 or torch.float16.")
     if not hasattr(score, "cast"):
         raise TypeError(f"autocast={autocast}: {type(score).__name__} is no network; expected sdediff.from_network(...), or none.")
     return score.cast(autocast)
@@ -128,12 +132,9 @@ class Extrapolated(Guided):
             raise ValueError("score: it carries a measurement, which has no part in the difference of two scores; expected it outside, as "
                              "in sdediff.inverse.pigdm(sdediff.guidance.classifier_free(score, 2.0), ...).")
         if self.interval is not None:
-            try:
-                low, high = map(float, self.interval)
-            except (TypeError, ValueError):
-                low, high = math.nan, math.nan
-            if not 0 <= low < high:
-                raise ValueError(f"interval={self.interval!r}: expected (low, high), 0 <= low < high, the levels sigma/alpha that are "
+            ends = [math.nan if isinstance(v, bool) else v for v in self.interval] if isinstance(self.interval, (tuple, list)) else []
+            if len(ends) != 2 or not all(isinstance(v, (int, float)) for v in ends) or not 0 <= ends[0] < ends[1]:
+                raise ValueError(f"interval={shown(self.interval)}: expected (low, high), 0 <= low < high, the levels sigma/alpha that are "
                                  "guided, such as (0.3, 5.0); high may be inf.")
 
     def condition(self, **conditions: Any) -> Guided:
@@ -206,7 +207,8 @@ def classifier_free(score: Score, scale: Scale, *, null: Mapping[str, Any] | Non
 
     It takes two network calls (``SampleInfo.nfe``, ``nfe=``), one where w is 0 or 1. Raises TypeError or ValueError on a wrong argument.
     """
-    return Extrapolated(score, conditioned(score, **null) if null else score, scale, interval, rescale)
+    none = names("null", null, "{'y': 10}")
+    return Extrapolated(score, conditioned(score, **none) if none else score, scale, interval, rescale)
 
 
 def autoguidance(score: Score, weak: Score, scale: Scale, *, interval: tuple[float, float] | None = None,
@@ -228,6 +230,7 @@ class ClassifierGuided(Guided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        text("label", self.label, "y")
         if not callable(self.classifier) or isinstance(self.classifier, torch.nn.Module):
             raise TypeError(f"classifier={type(self.classifier).__name__}: expected a function (x, level) -> logits (B, C); wrap a network "
                             "as sdediff.from_classifier(net).")
@@ -304,8 +307,7 @@ class Tempered(Guided):
     def __post_init__(self) -> None:
         super().__post_init__()
         real("T", self.factor, 0.0, low_open=True)
-        if self.spread != math.inf:
-            real("scale", self.spread, 0.0, low_open=True, hint="the data's standard deviation, or inf for the score over T")
+        real("scale", self.spread, 0.0, low_open=True, infinite=True, hint="the data's standard deviation, or inf for the score over T")
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         base = self.score(x, level)
@@ -332,7 +334,7 @@ def temperature(score: Score, T: float, scale: float = 1.0) -> Tempered:
 # -- checks -----------------------------------------------------------------------------------------------------------
 def _scored(name: str, score: Any) -> None:
     if not callable(score) or isinstance(score, torch.nn.Module):
-        raise TypeError(f"{name}={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
+        raise TypeError(f"{name}={shown(score)}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
 
 
 def _check_scale(scale: Any) -> None:

@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import integer, real
+from .contracts import MOST, integer, real, shown
 from .guidance import Guided
 from .operators import Operator, check
 from .score import Prediction, Score, cut, pullback, spread
@@ -52,14 +52,14 @@ class Observation:
 
     def __post_init__(self) -> None:
         if not isinstance(self.operator, Operator):
-            raise TypeError(f"operator={type(self.operator).__name__}: expected an Operator of sdediff.operators, such as Mask(known).")
+            raise TypeError(f"operator={shown(self.operator)}: expected an Operator of sdediff.operators, such as Mask(known).")
         real("std", self.std, 0.0, low_open=True, hint="that of the measurement's noise; for exact measurements a small one")
         if self.y is None:
             return
         shape = self.operator.measured
         expected = f"a floating tensor of shape {shape}, or (B, {', '.join(map(str, shape))})"
         if not isinstance(self.y, Tensor) or not self.y.is_floating_point():
-            raise TypeError(f"{MEASUREMENT}: got {getattr(self.y, 'dtype', type(self.y).__name__)}; expected {expected}.")
+            raise TypeError(f"{MEASUREMENT}={shown(self.y)}: expected {expected}.")
         if self.y.shape != shape and self.y.shape[1:] != shape:
             raise ValueError(f"{MEASUREMENT}: got shape {tuple(self.y.shape)}; {type(self.operator).__name__} measures {shape}; expected "
                              f"{expected}.")
@@ -237,7 +237,7 @@ def tweedie(score: Score, operator: Operator, std: float, y: Tensor | None = Non
     Jacobian is neither symmetric nor positive, and few iterations keep its faults out. ``scale`` and ``trust`` as for ``pigdm``, which it
     is above that noise level; otherwise as ``observe``."""
     seen = _checked(operator, std, y, True)
-    return Posterior(score, seen, scale=real("scale", scale, 0.0, low_open=True), iterations=integer("iterations", iterations, 1),
+    return Posterior(score, seen, scale=real("scale", scale, 0.0, low_open=True), iterations=integer("iterations", iterations, 1, MOST),
                      trust=_trust(trust))
 
 
@@ -263,7 +263,7 @@ def _checked(operator: Any, std: float, y: Tensor | None, decomposition: bool) -
 
 
 def _trust(value: float) -> float:
-    return math.inf if value == math.inf else real("trust", value, 0.0)
+    return real("trust", value, 0.0, infinite=True)
 
 
 def _strength(value: float) -> float:

@@ -33,9 +33,10 @@ _RENOISE = 1 << 21                              # a use of a seed that is no sol
 def decode(sde: SDE, score: Score, z: Tensor, *, method: str | Method = "heun", **run: Any) -> Tensor:
     """The data (B, *D) of latent codes z: the probability flow run down from t_start. Arguments as for ``encode``, which it inverts up to
     the solver's error on the same grid. A stochastic method is a ValueError. TypeError on arguments that have no part in it."""
+    contracts.state("z", z)
     unknown = run.keys() & {"x_init", "shape", "seed", "noise"}
     if unknown:
-        raise TypeError(f"{sorted(unknown)[0]}: decoding starts from the codes z and draws nothing; leave it out.")
+        raise TypeError(f"{sorted(unknown)[0]}: decoding starts from the codes z and draws nothing; expected it left out.")
     names = {"steps", "nfe", "grid", "t_start", "t_end", "conditions", "progress"}
     options = {k: v for k, v in run.items() if k not in names}
     recipe = as_method(method, **options)
@@ -76,7 +77,7 @@ def slerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     contracts.state("a", a)
     if contracts.state("b", b).shape != a.shape:
         raise ValueError(f"b.shape={tuple(b.shape)}: expected {tuple(a.shape)}, that of a.")
-    w = torch.tensor([contracts.real(f"weights[{i}]", v, 0.0, 1.0) for i, v in enumerate(weights)], dtype=torch.float64, device=a.device)
+    w = torch.tensor(_weights("weights", weights, 0), dtype=torch.float64, device=a.device)
     w, flat = w.reshape(-1, 1, 1), [v.reshape(len(v), math.prod(v.shape[1:])).double() for v in (a, b)]
     lengths, (u, v) = [x.norm(dim=1, keepdim=True) for x in flat], [torch.nn.functional.normalize(x, dim=1) for x in flat]
     # of unit vectors; exact near 0 and pi, where the arc cosine is not (Kahan)
@@ -90,12 +91,20 @@ def slerp(a: Tensor, b: Tensor, weights: Sequence[float] | Tensor) -> Tensor:
     return arc.reshape(-1, *a.shape).to(a.dtype)
 
 
+def _weights(name: str, values: Any, least: int) -> list[float]:
+    every = contracts.sequence(name, values, "[0.0, 0.5, 1.0], numbers from 0 to 1", least)
+    return [contracts.real(f"{name}[{i}]", v, 0.0, 1.0) for i, v in enumerate(every)]
+
+
 def interpolate(sde: SDE, score: Score, a: Tensor, b: Tensor, *, points: int | Sequence[float] = 9, **run: Any) -> Tensor:
     """From samples a to samples b (B, *D) through the latent space, (n, B, *D): both are encoded, their codes joined by arcs (``slerp``)
     and decoded. ``points``: how many, equally spaced, the ends included (as their round trips), or the weights. Other arguments as for
     ``encode``. Raises ValueError on shapes that differ."""
-    n = contracts.integer("points", points, 2) if not isinstance(points, Sequence) else 0
-    weights = [k / (n - 1) for k in range(n)] if n else list(points)                                     # type: ignore[arg-type]
+    if isinstance(points, Sequence):
+        weights = _weights("points", points, 1)
+    else:
+        n = contracts.integer("points", points, 2, contracts.MOST)
+        weights = [k / (n - 1) for k in range(n)]
     contracts.state("a", a)
     if contracts.state("b", b).shape != a.shape:
         raise ValueError(f"b.shape={tuple(b.shape)}: expected {tuple(a.shape)}, that of a.")
@@ -126,7 +135,8 @@ def denoise_from(sde: SDE, score: Score, x: Tensor, t: float, *, method: str | M
     state at t already. One seed serves both. Other arguments as for ``sample``. Raises TypeError on shape, x_init and t_start, which x
     and t say already."""
     if {"shape", "x_init", "t_start"} & run.keys():
-        raise TypeError(f"{sorted({'shape', 'x_init', 't_start'} & run.keys())[0]}: denoising starts from x at t; leave it out.")
-    if seed is None:
-        seed = random.fresh_seed()
-    return sample(sde, score, x_init=renoise(sde, x, t, seed=seed) if renoised else x, t_start=t, method=method, seed=seed, **run)
+        raise TypeError(f"{sorted({'shape', 'x_init', 't_start'} & run.keys())[0]}: denoising starts from x at t; expected it left out.")
+    contracts.flags(renoised=renoised)
+    with random.undone(seed):
+        key = random.fresh_seed() if seed is None else seed
+        return sample(sde, score, x_init=renoise(sde, x, t, seed=key) if renoised else x, t_start=t, method=method, seed=key, **run)

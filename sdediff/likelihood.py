@@ -153,7 +153,7 @@ class Bins:
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        contracts.integer("levels", self.levels, 2)
+        contracts.integer("levels", self.levels, 2, 2**32)
         contracts.real("low", self.low)
         contracts.real("high", self.high, self.low, low_open=True)
 
@@ -174,6 +174,7 @@ class Bins:
 
     def check(self, x: Tensor) -> None:
         """ValueError unless x can be data plus uniform noise on their bins."""
+        contracts.state("x", x)
         outside = (x < self.low - 1e-6) | (x > self.high + 1e-6)
         works = f"expected x = sdediff.dequantise(k, {self!r}, seed=0), k the integers 0 to {self.levels - 1}"
         if bool(outside.any()):
@@ -189,18 +190,21 @@ def dequantise(k: Tensor, bits: int | Bins = 8, *, seed: random.Seed = None, dty
     """Integers k (B, *D) in 0..levels-1 with uniform noise on their bins, low + w (k + u), in [low, high): by default 8 bits on [-1, 1].
     A sample's noise belongs to its seed. Raises TypeError or ValueError on k that are no such integers."""
     bins = Bins.of(bits)
-    if not isinstance(k, Tensor) or not k.ndim or bool((k != k.round() if k.is_floating_point() else k != k).any()):
-        raise TypeError(f"k={type(k).__name__}: expected a tensor (B, ...) of integers from 0 to {bins.levels - 1}.")
+    whole = isinstance(k, Tensor) and k.ndim > 0 and k.dtype != torch.bool and not k.is_complex()
+    if not whole or bool((k != k.round() if k.is_floating_point() else k != k).any()):
+        raise TypeError(f"k={contracts.shown(k)}: expected a tensor (B, ...) of integers from 0 to {bins.levels - 1}.")
+    dtype = contracts.dtype_of("dtype", dtype)
     if k.numel() and not 0 <= float(k.min()) <= float(k.max()) <= bins.levels - 1:
-        raise ValueError(f"k runs from {k.min()} to {k.max()}; expected integers from 0 to {bins.levels - 1} ({bins}).")
+        raise ValueError(f"k runs from {k.min()} to {k.max()}; expected integers from 0 to {bins.levels - 1}, as bits={bits!r} says.")
     noise = random.source(seed, tuple(k.shape), dtype=torch.float64, device=k.device)
     u = torch.special.ndtr(noise.at(_BINS).within().initial()).clamp(2.0**-30, 1 - 2.0**-20)
-    return (bins.low + bins.width * (k + u)).to(dtype or torch.get_default_dtype())
+    return (bins.low + bins.width * (k + u)).to(dtype)
 
 
 def bits_per_dim(nats: Tensor, d: int, width: float = 1.0) -> Tensor:
     """-nats/(d log 2) - log2(width), for log densities ``nats`` of d coordinates and bins of ``width`` (1: none)."""
-    return -nats / (d * math.log(2)) - math.log2(width)
+    contracts.floating("nats", nats)
+    return -nats / (contracts.integer("d", d, 1) * math.log(2)) - math.log2(contracts.real("width", width, 0.0, low_open=True))
 
 
 # -- the density ------------------------------------------------------------------------------------------------------
@@ -255,6 +259,10 @@ def log_prob(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "rk45"
 
     Raises TypeError or ValueError on a wrong argument before the first network call; faults of the network as ``sample`` does.
     """
+    contracts.flags(refine=refine, progress=progress)
+    contracts.choice("divergence", divergence, DIVERGENCES), contracts.choice("law", law, LAWS), contracts.integer("first", first, 0)
+    if probes is not None:
+        contracts.integer("probes", probes, 1, contracts.MOST)
     recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end, grid, True)
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: a likelihood follows the probability-flow ODE; expected a deterministic method such as "
@@ -277,7 +285,7 @@ def log_prob(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "rk45"
     source = None
     if divergence != "exact":
         key = random.canonical_seed(seed, len(x)) if not isinstance(seed, torch.Generator) else seed
-        source = random.source(key, (len(x), d), dtype=inner, device=x.device, first=contracts.integer("first", first, 0))
+        source = random.source(key, (len(x), d), dtype=inner, device=x.device, first=first)
     trace = _divergence(divergence, probes, law, d, source)
     watched.batch = len(x)
     flow = with_density(eq, x.shape[1:], trace)
@@ -410,7 +418,8 @@ def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.See
     """
     _, _, watched = prepared(sde, score, "ddim", conditions, {})
     contracts.state("x", x)
-    n = contracts.integer("draws", draws, 4) // 2 * 2
+    n = contracts.integer("draws", draws, 4, contracts.MOST) // 2 * 2
+    contracts.flags(chain=chain), contracts.integer("first", first, 0)
     if chain and not sde.knots:
         raise ValueError(f"chain=True: {type(sde).__name__} is no discrete chain; expected VPSDE.from_betas(betas), or chain=False.")
     end = sde.at(contracts.real("t_end", (1.0 if sde.knots else sde.t_min) if t_end is None else t_end, 0.0, sde.t_max, high_open=True))
@@ -421,14 +430,14 @@ def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.See
     if bins is not None:
         place = (x.double() - bins.low) / bins.width - 0.5
         if bool(((place - place.round()).abs() > 1e-3).any() | (place < -0.01).any() | (place > bins.levels - 0.99).any()):
-            raise ValueError(f"bits: x is not on the {bins.levels} centres {bins.centres[0]:g}, {bins.centres[1]:g}, ... of its bins; "
+            raise ValueError(f"bits={bits!r}: x is not on the {bins.levels} centres {bins.centres[0]:g}, {bins.centres[1]:g}, ... of its bins; "
                              "expected the discrete data themselves, without noise (log_prob takes them dequantised).")
     check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, len(x))
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     y, top, watched.batch = x.to(inner), sde.at(sde.t_max), len(x)
     flat = y.reshape(len(x), -1).double()
     d, key = flat.shape[1], random.canonical_seed(seed, len(x)) if not isinstance(seed, torch.Generator) else seed
-    make = lambda shape: random.source(key, shape, dtype=inner, device=x.device, first=contracts.integer("first", first, 0))
+    make = lambda shape: random.source(key, shape, dtype=inner, device=x.device, first=first)
     rate = _Rate(watched, y, make(tuple(y.shape)), make((len(x), 1)), len(x))
     std = sde.prior_std(top)
     prior = 0.5 * ((top.alpha * flat / std).square().sum(1) + d * (top.sigma**2 / std**2 - 1 - 2 * math.log(top.sigma / std)))

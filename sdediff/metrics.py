@@ -73,7 +73,7 @@ import torch
 from torch import Tensor
 
 from . import random
-from .contracts import integer, real, state
+from .contracts import function, instance, integer, numbers, real, sequence, shown, state
 from .sde import NoiseLevel
 from .targets import GaussianMixture
 
@@ -136,6 +136,7 @@ def compare(x: Tensor, target: Any, level: NoiseLevel | None = None, *, referenc
 
     Needs n >= 4. Raises as the metrics do: TypeError or ValueError on samples that are not finite, or shapes that differ.
     """
+    _law(target), _scales(level), integer("seed", seed, 0)
     if reference is None:
         reference = noised(target, len(state("x", x, 2)), level, seed=_seeds(seed, 1)[0])
     a, b = _pair(x, reference)
@@ -155,6 +156,7 @@ def compare(x: Tensor, target: Any, level: NoiseLevel | None = None, *, referenc
 
 def noised(target: Any, n: int, level: NoiseLevel | None = None, *, seed: int = 0) -> Tensor:
     """n exact samples (n, *event) of a target's law at a level (None: the clean law), float64."""
+    _law(target), _scales(level), integer("n", n, 1), integer("seed", seed, 0)
     x = target.sample(n, seed=seed, dtype=torch.float64)
     return x if level is None else level.alpha * x + level.sigma * random.WhiteNoise(seed, x.shape, dtype=torch.float64).initial()
 
@@ -162,6 +164,7 @@ def noised(target: Any, n: int, level: NoiseLevel | None = None, *, seed: int = 
 def floor(metric: Callable[[Tensor, Tensor], Estimate], target: Any, n: int, level: NoiseLevel | None = None, *, draws: int = 8,
           seed: int = 0) -> Estimate:
     """The mean of ``metric(x, y)`` over ``draws`` fresh pairs of n exact samples each, with Hall's interval (7) for its expectation."""
+    function("metric", metric, "sdediff.metrics.energy_distance"), integer("n", n, 1)
     seeds = _seeds(seed, 2 * integer("draws", draws, 2))
     return _hall([metric(noised(target, n, level, seed=p), noised(target, n, level, seed=q)).value
                      for p, q in zip(seeds[::2], seeds[1::2])])
@@ -169,6 +172,7 @@ def floor(metric: Callable[[Tensor, Tensor], Estimate], target: Any, n: int, lev
 
 def floors(target: Any, n: int, level: NoiseLevel | None = None, *, draws: int = 8, seed: int = 0) -> dict[str, Estimate]:
     """``floor`` of every metric that ``compare`` gives."""
+    integer("n", n, 4)
     seeds = _seeds(seed, 2 * integer("draws", draws, 2))
     found = [compare(noised(target, n, level, seed=p), target, level, reference=noised(target, n, level, seed=q), seed=seed)
              for p, q in zip(seeds[::2], seeds[1::2])]
@@ -247,15 +251,14 @@ def mmd(x: Tensor, y: Tensor, *, bandwidth: float | Sequence[float] | None = Non
     a, b = _pair(x, y)
     if bandwidth is None:
         bandwidth = median_bandwidth(b)
-    widths = bandwidth if isinstance(bandwidth, Sequence) else [bandwidth]
-    if not widths:
-        raise ValueError("bandwidth=[]: expected at least one positive number; bandwidth=sdediff.metrics.BANK is a bank.")
+    single = not isinstance(bandwidth, Sequence) or isinstance(bandwidth, (str, bytes))
+    widths = [bandwidth] if single else sequence("bandwidth", bandwidth, "sdediff.metrics.BANK, at least one positive number")
     return _distances(a, b, [_gaussian(*(real("bandwidth", h, 0.0, low_open=True) for h in widths))], chunk)[0]
 
 
 def median_bandwidth(y: Tensor) -> float:
     """The median distance between (the first 1000) samples y (m, *D), m >= 2. ValueError if it is zero."""
-    b, _ = _pair(y, y)
+    b = _one("y", y)
     if len(b) < 2:
         raise ValueError(f"y.shape={tuple(y.shape)}: expected at least two samples.")
     h = float(torch.nn.functional.pdist(b[:MEDIAN]).quantile(0.5))
@@ -472,6 +475,7 @@ def judge(x: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     except ImportError:
         raise ImportError("metrics.judge needs scikit-learn: pip install 'sdediff[images]'.") from None
     a, _ = _pair(x, x)
+    instance("labels", labels, Tensor, "a torch.Tensor of labels (n,)")
     if labels.shape != a.shape[:1]:
         raise ValueError(f"labels.shape={tuple(labels.shape)}: expected ({len(a)},), a label for each sample.")
     machine = SVC(C=10.0).fit(a.numpy(), labels.cpu().numpy())
@@ -617,6 +621,13 @@ def _t(dof: int) -> float:
 
 
 # -- numbers in ---------------------------------------------------------------------------------------------------------
+def _one(name: str, x: Tensor) -> Tensor:
+    """x as float64 (n, d) on the CPU."""
+    if not len(state(name, x, 2)):
+        raise ValueError(f"{name}.shape={tuple(x.shape)}: expected at least one sample.")
+    return x.detach().double().cpu().flatten(1)
+
+
 def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Both as float64 (n, d) on the CPU."""
     for name, v in (("x", x), ("y", y)):
@@ -635,13 +646,20 @@ def _same(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return a, b
 
 
+def _law(target: Any) -> None:
+    if isinstance(target, type) or not callable(getattr(target, "sample", None)) or not callable(getattr(target, "log_prob", None)):
+        raise TypeError(f"target={shown(target)}: expected a law with exact samples and densities, such as sdediff.targets.toy('rings').")
+
+
 def _surprise(x: Tensor, target: Any, level: NoiseLevel | None) -> Tensor:
     """-log p (n,), float64."""
+    _law(target)
     a, _ = _pair(x, x)
     return -target.log_prob(a.reshape(x.shape), level).double()
 
 
 def _scales(level: NoiseLevel | None) -> tuple[float, float]:
+    instance("level", level, NoiseLevel, "a level such as sde.at(t)", none=True)
     if level is None:
         return 1.0, 0.0
     if any(isinstance(v, Tensor) and v.numel() != 1 for v in (level.alpha, level.sigma)):
@@ -655,12 +673,10 @@ def _seeds(seed: int, count: int) -> list[int]:
 
 
 def _matrices(name: str, mean: Any, cov_name: str, cov: Any, d: int | None = None) -> tuple[Tensor, Tensor]:
-    m, c = (torch.as_tensor(v).detach().double().cpu() for v in (mean, cov))
+    m, c = (numbers(which, v)[0] for which, v in ((name, mean), (cov_name, cov)))
     if m.ndim != 1 or (d is not None and len(m) != d) or c.shape != (len(m), len(m)):
         want = f"({d},) and ({d}, {d})" if d is not None else "(d,) and (d, d)"
         raise ValueError(f"{name}.shape={tuple(m.shape)}, {cov_name}.shape={tuple(c.shape)}: expected {want}.")
-    if not bool(torch.isfinite(m).all() and torch.isfinite(c).all()):
-        raise ValueError(f"{name} or {cov_name} holds NaN or inf; expected finite values.")
     return m, (c + c.T) / 2
 
 

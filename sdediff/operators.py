@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import INTEGRATED, integer, real
+from .contracts import flags, floating, instance, integer, numbers, real, sequence, shown
 
 DENSE = 8192            # largest number of coordinates of x for which a matrix is made
 
@@ -45,9 +45,8 @@ class Operator(abc.ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         """A x, with x checked. ValueError or TypeError where x is not (B, *event), real and floating."""
-        if not isinstance(x, Tensor) or x.dtype not in INTEGRATED:
-            raise TypeError(f"x: got {x.dtype if isinstance(x, Tensor) else type(x).__name__}; expected a floating torch.Tensor (B, "
-                            f"{', '.join(map(str, self.event))}).")
+        if not floating("x", x, f"of shape (B, {', '.join(map(str, self.event))})").ndim:
+            raise ValueError(f"x.shape=(): expected (B, {', '.join(map(str, self.event))}).")
         self.fits("x", tuple(x.shape[1:]))
         return self.forward(x)
 
@@ -143,11 +142,11 @@ class Matrix(Operator):
     event: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        w = torch.as_tensor(self.weights).detach()
-        if w.ndim != 2 or not w.numel() or not (w.is_floating_point() or not w.is_complex()) or not bool(torch.isfinite(w).all()):
-            raise ValueError(f"weights: got shape {tuple(w.shape)}, {w.dtype}; expected a finite real matrix (m, d).")
-        object.__setattr__(self, "weights", w.to(torch.float64, copy=True).cpu())
-        object.__setattr__(self, "event", tuple(self.event) or (w.shape[1],))
+        w, _ = numbers("weights", self.weights)
+        if w.ndim != 2 or not w.numel():
+            raise ValueError(f"weights.shape={tuple(w.shape)}: expected a matrix (m, d).")
+        object.__setattr__(self, "weights", w)
+        object.__setattr__(self, "event", (w.shape[1],) if isinstance(self.event, tuple) and not self.event else _event(self.event, 1))
         if math.prod(self.event) != w.shape[1]:
             raise ValueError(f"event={self.event}: it holds {math.prod(self.event)} numbers; expected {w.shape[1]}, as many as weights has "
                              "columns.")
@@ -185,12 +184,14 @@ class Mask(_Tight):
     known: Tensor
 
     def __post_init__(self) -> None:
-        known = torch.as_tensor(self.known)
+        try:
+            known = torch.as_tensor(self.known)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            known = torch.empty(0)
         if known.dtype != torch.bool or not known.ndim:
-            raise TypeError(f"known: got {known.dtype} of shape {tuple(known.shape)}; expected a bool tensor of the event's shape, "
-                            "torch.tensor([True, False]).")
+            raise TypeError(f"known={shown(self.known)}: expected a bool tensor of the event's shape, torch.tensor([True, False]).")
         if not bool(known.any()):
-            raise ValueError("known: no coordinate is; expected at least one True.")
+            raise ValueError(f"known={shown(self.known)}: no coordinate is; expected at least one True.")
         object.__setattr__(self, "known", known.detach().cpu().clone())
 
     @property
@@ -310,17 +311,15 @@ class Blur(Operator):
 
 
 def _event(value: Any, least: int) -> tuple[int, ...]:
-    event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(value))
-    if len(event) < least:
-        raise ValueError(f"event={event}: expected the shape of one image, such as (1, 28, 28).")
-    return event
+    such = "(1, 28, 28), the shape of one image" if least > 1 else "(2,), the shape of one sample"
+    return tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(sequence("event", value, such, least)))
 
 
 def check(operator: Operator, *, decomposition: bool = True, seed: int = 0, tolerance: float = 1e-9) -> None:
     """Prove an operator by random vectors in float64: linear; <A x, y> = <x, A^T y>, the dot-product test; and, with ``decomposition``,
     A x = U s V^T x and U^T U = V^T V = I. ValueError names the claim that fails, and by how much. TypeError on what is no operator."""
-    if not isinstance(operator, Operator):
-        raise TypeError(f"operator={type(operator).__name__}: expected an Operator of sdediff.operators, such as Mask(known).")
+    instance("operator", operator, Operator, "an Operator of sdediff.operators, such as Mask(known)")
+    flags(decomposition=decomposition), integer("seed", seed, 0), real("tolerance", tolerance, 0.0, low_open=True)
     g = torch.Generator("cpu").manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu")
     with torch.no_grad():

@@ -33,6 +33,7 @@ The pairs of the nodes near the root, which neighbouring times share, are held.
 from __future__ import annotations
 
 import abc
+import contextlib
 import copy
 import hashlib
 import math
@@ -45,7 +46,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contracts import integer, real
+from .contracts import function, instance, integer, real, sequence, shown
+from .contracts import device as checked_device
+from .contracts import dtype as checked_dtype
+from .contracts import shape as checked_shape
 
 Seed = int | Sequence[int] | Tensor | torch.Generator | None
 TURN = math.pi * 2.0**-31                      # an angle's unit, in radians
@@ -100,6 +104,18 @@ class Noise(abc.ABC):
 def fresh_seed() -> int:
     """A seed from torch's default generator: the one place where the global random state is read."""
     return int(torch.randint(0, 2**62, (), dtype=torch.int64))
+
+
+@contextlib.contextmanager
+def undone(seed: Any) -> Iterator[None]:
+    """A block that may take a fresh seed: where it raises, none was taken. With a ``seed`` of the caller's there is nothing to undo."""
+    before = torch.random.get_rng_state() if seed is None else None
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            torch.random.set_rng_state(before)
+        raise
 
 
 class _Engine(threading.local):
@@ -216,6 +232,12 @@ def _tiles(streams: Sequence[Stream], start: int, count: int, tile: int, device:
     return out
 
 
+def _bound(shape: Any, dtype: Any, device: Any, first: Any = 0) -> tuple[tuple[int, ...], torch.dtype, torch.device]:
+    """What a source is bound to, checked before a seed is taken."""
+    integer("first", first, 0)
+    return checked_shape("shape", shape), checked_dtype("dtype", dtype), checked_device("device", device)
+
+
 class Normals:
     """Normals as a pure function of (seed, sample index, stream, label).
 
@@ -225,7 +247,8 @@ class Normals:
 
     def __init__(self, seed: int | Sequence[int], shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu", first: int = 0) -> None:
-        self.shape, self.dtype, self.device = tuple(shape), dtype, torch.device(device)
+        self.shape, self.dtype, self.device = _bound(shape, dtype, device, first)
+        seed = canonical_seed(seed, self.shape[0]) if seed is not None else integer("seed", seed, 0)
         self.where = self.device if self.device.type in ROW else torch.device("cpu")
         self.size = math.prod(self.shape[1:])
         self.shared = isinstance(seed, int)
@@ -331,7 +354,8 @@ class WhiteNoise(Noise):
 
     def __init__(self, seed: Seed, shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu", first: int = 0) -> None:
-        self._bind(Normals(canonical_seed(seed, shape[0]), shape, dtype=dtype, device=device, first=first), (), 0)
+        size, *_ = _bound(shape, dtype, device, first)
+        self._bind(Normals(canonical_seed(seed, size[0]), size, dtype=dtype, device=device, first=first), (), 0)
 
     def _bind(self, normals: Normals, path: tuple[int, ...], step: int) -> WhiteNoise:
         self.normals, self.path, self.step = normals, path, step
@@ -375,7 +399,8 @@ class GeneratorNoise(Noise):
 
     def __init__(self, generator: torch.Generator, shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu") -> None:
-        self.generator, self.shape, self.dtype, self.device = generator, tuple(shape), dtype, torch.device(device)
+        self.generator = instance("generator", generator, torch.Generator, "a torch.Generator")
+        self.shape, self.dtype, self.device = _bound(shape, dtype, device)
 
     def at(self, step: int) -> GeneratorNoise:
         return self
@@ -404,6 +429,10 @@ def _bridge(p: float) -> tuple[tuple[float, float], tuple[float, float], tuple[f
     return tuple(mw), tuple(ma), (lww, law, math.sqrt(max(0.0, vaa - law * law)))  # type: ignore[return-value]
 
 
+def _time(level: Any) -> float:
+    return level.t
+
+
 class BrownianPath(Noise):
     """One Brownian path W per sample, the same on every grid and for every method that asks in the same clock.
 
@@ -419,10 +448,15 @@ class BrownianPath(Noise):
     def __init__(self, seed: Seed, shape: Sequence[int], *, span: tuple[float, float] = (0.0, 1.0),
                  clock: Callable[[Any], float] | None = None, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu", first: int = 0, resolution: float = 2.0**-14) -> None:
-        self.low, self.high = real("span[0]", span[0]), real("span[1]", span[1], span[0], low_open=True)
-        self.clock, self.resolution, self.timed = clock or (lambda level: level.t), resolution, clock is None
-        self.white = WhiteNoise(canonical_seed(seed, shape[0]), shape, dtype=dtype, device=device, first=first)
-        self.shape, self.dtype, self.device = tuple(shape), dtype, torch.device(device)
+        ends = sequence("span", span, "(0.0, 1.0)", 2)
+        if len(ends) > 2:
+            raise ValueError(f"span={shown(span)}: expected (low, high), such as (0.0, 1.0).")
+        self.low, self.high = real("span[0]", ends[0]), real("span[1]", ends[1], ends[0], low_open=True)
+        function("clock", clock, "sdediff.random.quadratic_variation(1.0)", none=True)
+        self.resolution = real("resolution", resolution, 0.0, 1.0, low_open=True)
+        self.clock, self.timed = clock or _time, clock is None
+        self.white = WhiteNoise(seed, shape, dtype=dtype, device=device, first=first)
+        self.shape, self.dtype, self.device = self.white.shape, self.white.dtype, self.white.device
         self._memo = _Memo({}, {}, {}, [False])
 
     def _with(self, **changes: Any) -> BrownianPath:
@@ -451,7 +485,7 @@ class BrownianPath(Noise):
 
     def value(self, c: float) -> Tensor:
         """W at the clock value c: (B, *D), N(0, (c - low) I)."""
-        return self._at(c, "w").to(self.dtype, copy=True)
+        return self._at(real("clock value", c), "w").to(self.dtype, copy=True)
 
     def unit(self, t: Any, s: Any) -> Tensor:
         ct, cs = self.clock(t), self.clock(s)
@@ -571,6 +605,7 @@ def source(seed: Seed, shape: Sequence[int], *, dtype: torch.dtype = torch.float
 def canonical_seed(seed: Seed, batch: int) -> int | list[int]:
     """An int, or a list of one int per sample. Raises on bools, floats, negatives and a wrong number of seeds. TypeError for types,
     ValueError for values."""
+    integer("batch", batch, 0)
     if seed is None:
         return fresh_seed()
     if isinstance(seed, Tensor):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .contracts import choice, flags, instance, integer, known, real, shown, text
+from .contracts import MOST, choice, flags, instance, integer, known, real, sequence, shown, text
 from .grids import DDPM, Grid, Karras, LogSNR, Quadratic, Sech, grid
 from .sde import A_PROCESS, SDE, NoiseLevel
 from .solvers import (
@@ -383,7 +383,7 @@ def _seeds(name: str, eta: Eta = 1.0) -> Method:
 @_register("sa-solver")
 def _sa_solver(name: str, predictor: int = 2, corrector: int = 3, tau: Eta = 1.0, kernel: str = "exact", start: bool = True) -> Method:
     """Stochastic Adams predictor and corrector (0: none; nodes, the predicted one included), noise tau (Xue et al. 2023)."""
-    _eta("tau", tau)
+    _eta("tau", tau), integer("predictor", predictor, 1, 4)
     if integer("corrector", corrector, 0, 5) == 0:
         if kernel != "exact":
             raise ValueError(f"kernel={kernel!r}, corrector=0: the predictor alone has exact weights; expected kernel='exact'.")
@@ -430,14 +430,20 @@ def _edm_stochastic(name: str, inner: str | Method = "edm-heun", S_churn: float 
 def _restart(name: str, inner: str | Method = "edm-heun", intervals: Sequence[Sequence[Any]] = ((0.06, 0.3, 2),)) -> Method:
     """An ODE method that solves intervals (low, high, repeats[, steps]) of sigma/alpha again with fresh noise (Xu et al. 2023)."""
     within = _deterministic(inner)
-    if not all(isinstance(row, Sequence) and len(row) in (3, 4) for row in intervals):
-        raise TypeError(f"intervals={intervals!r}: expected rows (low, high, repeats) or (low, high, repeats, steps) in the units of "
-                        "sigma/alpha, such as [(0.06, 0.3, 2)].")
-    return Method(name, Restart(within.solver, tuple(Interval(*row) for row in intervals)), grid=within.grid)
+    such = "[(0.06, 0.3, 2)], rows (low, high, repeats) or (low, high, repeats, steps) in the units of sigma/alpha"
+    rows = [sequence(f"intervals[{i}]", row, such, 3) for i, row in enumerate(sequence("intervals", intervals, such))]
+    if any(len(row) > 4 for row in rows):
+        raise ValueError(f"intervals={shown(intervals)}: expected {such}.")
+    return Method(name, Restart(within.solver, tuple(Interval(*row) for row in rows)), grid=within.grid)
+
+
+def _named(option: str, inner: str | Method) -> Method:
+    """The method that an option of another one names."""
+    return inner if isinstance(inner, Method) else method(choice(option, inner, _RECIPES))
 
 
 def _deterministic(inner: str | Method, such: str = "'dpm++2s', 'edm-heun'") -> Method:
-    within = method(inner)
+    within = _named("inner", inner)
     if within.eta != 0:
         raise ValueError(f"inner={within.name!r}: it solves an SDE, eta={within.eta!r}; expected a one-step method on the probability "
                          f"flow, such as {such} or 'ddim'.")
@@ -448,33 +454,33 @@ def _deterministic(inner: str | Method, such: str = "'dpm++2s', 'edm-heun'") -> 
 def _pc(name: str, predictor: str | Method = "reverse-diffusion", corrector: str = "langevin", snr: float = 0.16, corrector_steps: int = 1,
         rule: str = "level", density: Any = None) -> Method:
     """Predictor-corrector: any method's step, then Langevin (or MALA) steps at the new level (Song et al. 2021)."""
-    first = method(predictor)
+    first = _named("predictor", predictor)
     choice("corrector", corrector, ("langevin", "mala"))
-    return Method(name, Chain(first.solver, _langevin_steps(corrector, snr, corrector_steps, rule, density)), first.eta, first.grid)
+    return Method(name, Chain(first.solver, _langevin_steps(corrector, snr, integer("corrector_steps", corrector_steps, 1, MOST), rule, density)), first.eta, first.grid)
 
 
 @_register("langevin")
 def _langevin(name: str, snr: float = 0.16, steps_per_level: int = 1, rule: str = "level") -> Method:
     """Unadjusted Langevin steps at each level in turn, without a predictor (Roberts & Tweedie 1996)."""
-    return Method(name, Langevin(snr, steps_per_level, rule), grid=LogSNR())
+    return Method(name, Langevin(snr, integer("steps_per_level", steps_per_level, 1, MOST), rule), grid=LogSNR())
 
 
 @_register("annealed-langevin")
 def _annealed(name: str, snr: float = 0.22, steps_per_level: int = 100) -> Method:
     """Annealed Langevin of NCSN, 100 steps a level with step size proportional to sigma^2: SMLD (Song & Ermon 2019, Alg. 1)."""
-    return Method(name, Langevin(snr, steps_per_level), grid=LogSNR())
+    return Method(name, Langevin(snr, integer("steps_per_level", steps_per_level, 1, MOST)), grid=LogSNR())
 
 
 @_register("mala")
 def _mala(name: str, density: Any = None, snr: float = 0.3, steps_per_level: int = 1) -> Method:
     """Metropolis-adjusted Langevin at each level in turn; density=target.log_prob (Roberts & Tweedie 1996)."""
-    return Method(name, _langevin_steps("mala", snr, steps_per_level, "level", density), grid=LogSNR())
+    return Method(name, _langevin_steps("mala", snr, integer("steps_per_level", steps_per_level, 1, MOST), "level", density), grid=LogSNR())
 
 
 @_register("picard")
 def _picard(name: str, inner: str | Method = "ddim", window: int = 16, tol: float = 1e-6, secant: bool = True) -> Method:
     """Parallel in time: a one-step method's steps swept over a window in one call, to a tolerance (Shih et al. 2023)."""
-    within = method(inner)
+    within = _named("inner", inner)
     return Method(name, Picard(within.solver, window, tol, secant), within.eta, within.grid)
 
 
@@ -522,8 +528,8 @@ def _smc(name: str, particles: int | None = 64, threshold: float = 0.5, scale: f
 
 def _langevin_steps(kind: str, snr: float, steps: int, rule: str, density: Any) -> Langevin:
     if (kind == "mala") != (density is not None):
-        raise ValueError(f"density={density!r}: the Metropolis correction of 'mala' needs the log density, density=target.log_prob, and "
-                         "'langevin' takes none.")
+        raise ValueError(f"density={shown(density)}: the Metropolis correction of 'mala' needs the log density, expected density=target.log_prob; "
+                         "'langevin' takes none, expected None.")
     return Langevin(snr, steps, rule, density)
 
 

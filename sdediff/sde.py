@@ -137,7 +137,7 @@ class SDE(abc.ABC):
         """The level at time t: floats for a number, float64 tensors for a tensor (shape it (B, 1, ..., 1) to meet x). A number
         outside [0, t_max] raises ValueError; a tensor is taken as it is (a check would synchronise the device)."""
         if isinstance(t, Tensor) and t.ndim:
-            return self._over(_floating("t", t).double())
+            return self._over(contracts.floating("t", t).double())
         return _cached_level(self, t if type(t) is float else real("t", t, 0.0, self.t_max))
 
     def levels(self, times: Sequence[float] | Tensor) -> list[NoiseLevel]:
@@ -149,7 +149,7 @@ class SDE(abc.ABC):
     def level_of(self, lam: float | Tensor) -> NoiseLevel:
         """The level whose log(alpha/sigma) is lam: floats for a number, tensors shaped as lam for a tensor."""
         if isinstance(lam, Tensor) and lam.ndim:
-            return self.at(self.time_of(_floating("lam", lam).double()))
+            return self.at(self.time_of(contracts.floating("lam", lam).double()))
         value = lam if isinstance(lam, float) and math.isinf(lam) else real("lam", lam)                      # an end's may be infinite
         return self.at(float(self.time_of(torch.tensor([value], dtype=torch.float64))))
 
@@ -194,7 +194,7 @@ class SDE(abc.ABC):
 
     def _time(self, t: float | Tensor) -> float | Tensor:
         if isinstance(t, Tensor) and t.ndim:
-            if not bool(((_floating("t", t) >= 0) & (t <= self.t_max)).all()):
+            if not bool(((contracts.floating("t", t) >= 0) & (t <= self.t_max)).all()):
                 raise ValueError(f"t={shown(t)}, from {t.min():g} to {t.max():g}: expected times in [0, {self.t_max}].")
             return t
         return real("t", t, 0.0, self.t_max)
@@ -205,13 +205,6 @@ class SDE(abc.ABC):
         if isinstance(t, Tensor) and t.shape not in ((1,), (len(x),)):
             raise ValueError(f"t.shape={tuple(t.shape)} for a batch of {len(x)}; expected a number or one time per sample, ({len(x)},).")
         return self.at(t.reshape(-1, *[1] * (x.ndim - 1))).to(x) if isinstance(t, Tensor) else self.at(t)
-
-
-def _floating(name: str, value: Tensor) -> Tensor:
-    """A tensor of floats, whose values are not looked at."""
-    if value.dtype not in contracts.INTEGRATED:
-        raise TypeError(f"{name}={shown(value)}: expected a number, or a tensor of a floating dtype; {name}.double() converts.")
-    return value
 
 
 @functools.lru_cache(maxsize=1 << 14)           # a process is immutable and compares by its parameters or by identity

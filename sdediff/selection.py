@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import tuned as store
 from .analysis import gaussian_error, spectrum_of
-from .contracts import integer
+from .contracts import flags, instance, integer, numbers, real
 from .execution import is_value
 from .grids import LogSNR, Sech
 from .recipes import Method, Run, chooser
@@ -27,7 +27,6 @@ from .tuned import Tuned
 FEW, SOME, MANY = Sech(-0.25, 1.67, 2.37, 0.18), Sech(0.45, 1.5, 2.75, 0.055), Sech(0.62, 1.4, 1.6, 0.14)
 
 
-@functools.lru_cache(maxsize=256)
 def untuned(calls: int, scale: float = 1.0) -> Method:
     """What to take for a budget of network calls when nothing is known of the data but their standard deviation, ``scale``.
 
@@ -36,6 +35,11 @@ def untuned(calls: int, scale: float = 1.0) -> Method:
     targets, the median of the path RMSE is 0.30 of that of exponential Adams-Bashforth 4 on log-SNR. Known misses, at 10 calls: a Gaussian
     on which the errors of the other happen to cancel (2.7 and 2.9 times its error, VPSDE and a DDPM chain), and the squares of a
     checkerboard under VPSDE (1.6)."""
+    return _untuned(integer("calls", calls, 1), real("scale", scale, 0.0, low_open=True))
+
+
+@functools.lru_cache(maxsize=256)
+def _untuned(calls: int, scale: float) -> Method:
     nodes, grid = min(3, calls), (FEW if calls < 8 else SOME if calls < 13 else MANY).at_scale(scale)
     return Method(f"angular-{nodes}", Angular(nodes, 4 if calls >= 8 else 0, scale), grid=grid)
 
@@ -54,12 +58,12 @@ def auto(run: Run, spectrum: Any = None, data: Tensor | None = None, stochastic:
     The number of calls is ``nfe``, or ``steps`` of one call. Knots lie between those of a discrete chain, unless the network takes an
     index. Raises TypeError or ValueError on wrong data, spectrum or ``stochastic``.
     """
-    if not isinstance(stochastic, bool):
-        raise TypeError(f"stochastic={stochastic!r}: expected True (a method that draws noise) or False.")
+    instance("run", run, Run, "a sdediff.recipes.Run(sde, score, nfe=10)")
+    flags(stochastic=stochastic)
     if data is not None and spectrum is not None:
         raise ValueError("data, spectrum: expected one of them; spectrum=sdediff.analysis.spectrum_of(data) says all that is read of data.")
     calls = _calls(run)
-    known = spectrum_of(data) if data is not None else None if spectrum is None else torch.as_tensor(spectrum)
+    known = spectrum_of(data) if data is not None else None if spectrum is None else numbers("spectrum", spectrum)[0]
     if known is None and (own := _tuned(run, calls, stochastic)) is not None:
         gain = f", {own.gain}" if own.gain else ""
         return dataclasses.replace(own, why=f"chosen by auto: tuned for this score at {calls} calls{gain}")

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,7 +43,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contracts import INTEGRATED, choice, integer, labels, real
+from .contracts import choice, device_of, dtype_of, floating, instance, integer, known, labels, numbers, real, shown, text
+from .operators import Operator
 from .random import Normals, Seed, canonical_seed
 from .score import Prediction, cut, spread
 from .sde import NoiseLevel
@@ -126,11 +128,9 @@ class Target(abc.ABC):
         ``sample(k)``, bit for bit. ``seed``: an int, one int per sample, a ``torch.Generator``, or None (a fresh seed). Raises
         TypeError on a dtype that is not floating."""
         n = integer("n", n, 0)
-        dtype = torch.get_default_dtype() if dtype is None else dtype
-        if dtype not in INTEGRATED:
-            raise TypeError(f"dtype={dtype}: expected a floating dtype such as torch.float32.")
+        dtype, device = dtype_of("dtype", dtype), device_of("device", device)
         x = self._drawn(self._draw, n, seed)
-        return x.reshape(n, *self.event).to(dtype=dtype, device=torch.get_default_device() if device is None else device)
+        return x.reshape(n, *self.event).to(dtype=dtype, device=device)
 
     def _drawn(self, draw: Callable[[Tensor], Tensor], n: int, seed: Seed) -> Tensor:
         """``draw`` of the normals of n samples, block by block."""
@@ -146,16 +146,13 @@ class Target(abc.ABC):
 
     # -- shapes, dtypes, memory -------------------------------------------------------------------------------------
     def _flat(self, x: Any) -> Tensor:
-        if not isinstance(x, Tensor) or x.dtype not in INTEGRATED:
-            raise TypeError(f"x: got {x.dtype if isinstance(x, Tensor) else type(x).__name__}; expected a floating torch.Tensor "
-                            f"of shape (B, ...) with {self.dim} numbers per sample.")
+        floating("x", x, f"of shape (B, ...) with {self.dim} numbers per sample")
         if x.ndim < 1 or math.prod(x.shape[1:]) != self.dim:
             raise ValueError(f"x.shape={tuple(x.shape)}: expected (B, ...) with {self.dim} numbers per sample ({self.name}).")
         return x.reshape(len(x), self.dim).to(x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32)
 
     def _level(self, x: Tensor, level: Any) -> NoiseLevel:
-        if not isinstance(level, NoiseLevel):
-            raise TypeError(f"level={level!r}: expected a NoiseLevel, such as sde.at(t).")
+        instance("level", level, NoiseLevel, "a NoiseLevel, such as sde.at(t)")
         for name, value in zip(("alpha", "sigma"), level[1:3]):
             if isinstance(value, Tensor) and value.numel() not in (1, len(x)):
                 raise ValueError(f"level.{name}.shape={tuple(value.shape)}: expected one number, or one per sample, "
@@ -222,11 +219,11 @@ class GaussianMixture(Target):
     classes: int
 
     def __init__(self, means: Any, covs: Any = 1.0, weights: Any = None, *, labels: Any = None, name: str = "gaussian-mixture") -> None:
-        mu, _ = _array("means", means)
+        mu, _ = numbers("means", means)
         if mu.ndim != 2 or not mu.numel():
             raise ValueError(f"means.shape={tuple(mu.shape)}: expected (K, d), one mean per component; means[None] adds the axis.")
         components, d = mu.shape
-        w = torch.ones(components, dtype=torch.float64) if weights is None else _array("weights", weights)[0]
+        w = torch.ones(components, dtype=torch.float64) if weights is None else numbers("weights", weights)[0]
         if w.shape != (components,) or bool((w < 0).any()) or not float(w.sum()) > 0:
             raise ValueError(f"weights={weights!r}: expected {components} non-negative numbers, one per component, with a "
                              "positive sum.")
@@ -237,7 +234,7 @@ class GaussianMixture(Target):
         """spectra: (K or 1, d); bases: (K or 1, d, d), eigenvectors in columns, or None for the identity; labels (K,)."""
         components, d = mu.shape
         self.labels, self.classes = labels, int(labels.max()) + 1
-        self.name, self.event = name, (d,)
+        self.name, self.event = text("name", name, "gaussian-mixture"), (d,)
         self.means, self.weights, self._spectra, self._bases = mu, weights / weights.sum(), spectra, bases
         self.has_density = self._scored = bool((spectra > 0).all())
         self._width, self._normals = components * d, d + 1
@@ -339,6 +336,7 @@ class GaussianMixture(Target):
         """Exact draws (n, *event) of the law that guidance by a factor w >= 0 is meant for, p(x) p(y|x)^w / Z, by rejection: from p(x|y)
         with probability p(y|x)^(w-1), for w < 1 from p(x) with p(y|x)^w. RuntimeError where that accepts less than one of 10^4."""
         integer("y", y, 0, self.classes - 1), integer("n", n, 0), integer("seed", seed, 0)
+        dtype = dtype_of("dtype", dtype)
         source, power = (self.of_class(y), w - 1) if real("w", w, 0.0) >= 1 else (self, w)
         generator, kept, tried = torch.Generator("cpu").manual_seed(seed), [torch.empty(0, *self.event, dtype=torch.float64)], 0
         while (found := sum(map(len, kept))) < n:
@@ -348,7 +346,7 @@ class GaussianMixture(Target):
             u = torch.rand(len(x), generator=generator, dtype=torch.float64)
             kept.append(x[u.log() < power * self.log_posterior(x)[:, y]])
             tried += len(x)
-        return torch.cat(kept)[:n].to(dtype or torch.get_default_dtype())
+        return torch.cat(kept)[:n].to(dtype)
 
     def posterior(self, x: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """Mean, shaped as x, and covariance (B, d, d) of x_0 given x (B, *D) at the level. Raises as ``score`` does; at
@@ -398,10 +396,10 @@ class GaussianMixture(Target):
 
     def _observed(self, operator: Any, y: Any, std: float) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k N(y; A mu_k, S_k); means and covariances of the components given y."""
-        a = _array("operator", getattr(operator, "matrix", operator))[0]
-        v, measured = real("std", std, 0.0, low_open=True)**2, _array("y", y)[0].flatten()
+        a = numbers("operator", operator.matrix if isinstance(operator, Operator) else operator)[0]
+        v, measured = real("std", std, 0.0, low_open=True)**2, numbers("y", y)[0].flatten()
         if a.ndim != 2 or a.shape != (len(measured), self.dim):
-            raise ValueError(f"operator: {tuple(a.shape)} for y of {len(measured)} numbers and {self.name} in {self.dim} dimensions; "
+            raise ValueError(f"operator.shape={tuple(a.shape)} for y of {len(measured)} numbers and {self.name} in {self.dim} dimensions; "
                              f"expected ({len(measured)}, {self.dim}).")
         c, off = self.covs, measured - self.means @ a.T
         lower, failed = torch.linalg.cholesky_ex(a @ c @ a.T + v * torch.eye(len(a), dtype=torch.float64))
@@ -467,9 +465,12 @@ class Gaussian(GaussianMixture):
     """N(mean, cov): the mixture of one component. ``mean``: (d,); ``cov``: a number, a diagonal (d,) or a matrix (d, d)."""
 
     def __init__(self, mean: Any, cov: Any = 1.0, *, name: str = "gaussian") -> None:
-        mu, _ = _array("mean", mean)
-        if mu.ndim != 1:
+        mu, _ = numbers("mean", mean)
+        if mu.ndim != 1 or not len(mu):
             raise ValueError(f"mean.shape={tuple(mu.shape)}: expected (d,), one number per dimension.")
+        d, form = len(mu), tuple(numbers("cov", cov)[0].shape)
+        if form not in ((), (d,), (d, d)):
+            raise ValueError(f"cov.shape={form}: expected a number, a diagonal ({d},) or a matrix ({d}, {d}).")
         super().__init__(mu[None], [cov], name=name)
 
     def flow(self, x: Tensor, t: NoiseLevel, s: NoiseLevel) -> Tensor:
@@ -499,10 +500,10 @@ class Empirical(Target):
     has_density = False
 
     def __init__(self, data: Any, *, name: str = "empirical") -> None:
-        points, _ = _array("data", data)
+        points, _ = numbers("data", data)
         if points.ndim < 2 or not points.numel():
             raise ValueError(f"data.shape={tuple(points.shape)}: expected (N, ...) with N >= 1 points; data[:, None] for numbers.")
-        self.name, self.event, self.data = name, tuple(points.shape[1:]), points
+        self.name, self.event, self.data = text("name", name, "empirical"), tuple(points.shape[1:]), points
         flat = points.flatten(1)
         self._width, self._normals = max(len(flat), self.dim), 1
         centred = flat - flat.mean(0)
@@ -730,28 +731,6 @@ def _interval(x: Tensor, alpha: Any, sigma: Any, left: Tensor, side: float) -> t
 
 
 # -- numbers in, nodes out ----------------------------------------------------------------------------------------------
-def _array(name: str, value: Any) -> tuple[Tensor, float]:
-    """A float64 CPU tensor of its own, and the rounding unit of what came."""
-    try:
-        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
-            value = torch.stack([torch.as_tensor(v) for v in value])
-        if not isinstance(value, Tensor):
-            value = np.asarray(value)
-            if value.dtype.kind not in "iuf":
-                raise TypeError
-            value = torch.from_numpy(np.array(value, dtype=value.dtype if value.dtype.kind == "f" else np.float64))
-        if value.is_complex() or value.dtype == torch.bool:
-            raise TypeError
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{name}={value!r}: expected real numbers in a rectangular array.") from None
-    unit = torch.finfo(value.dtype if value.is_floating_point() else torch.float64).eps
-    out = value.detach().to(device="cpu", dtype=torch.float64, copy=True)
-    if not bool(torch.isfinite(out).all()):
-        bad = int((~torch.isfinite(out)).sum())
-        raise ValueError(f"{name} holds NaN or inf in {bad} of {out.numel()} entries; expected finite values.")
-    return out, unit
-
-
 def _classes(labels: Any, weights: Tensor) -> Tensor:
     """Labels (K,) of components with these weights, checked."""
     y = torch.as_tensor(labels, device="cpu")
@@ -765,14 +744,14 @@ def _classes(labels: Any, weights: Tensor) -> Tensor:
 def _spectra(covs: Any, components: int, d: int) -> tuple[Tensor, Tensor | None]:
     """Eigenvalues (K or 1, d) and eigenvectors (K or 1, d, d; None: the axes) of covariances in any of the accepted forms."""
     if isinstance(covs, (list, tuple)):
-        each = [_array(f"covs[{k}]", c) for k, c in enumerate(covs)]
+        each = [numbers(f"covs[{k}]", c) for k, c in enumerate(covs)]
         unit = max((e for _, e in each), default=0.0)
         parts = [c for c, _ in each]
         if len({c.shape for c in parts}) > 1:
             parts = [_matrix(k, c, d) for k, c in enumerate(parts)]
         c = torch.stack(parts) if parts else torch.empty(0)
     else:
-        c, unit = _array("covs", covs)
+        c, unit = numbers("covs", covs)
     if c.ndim == 0:
         c = c[None]
     if c.ndim > 3 or c.shape[0] not in (1, components) or c.shape[1:] not in ((), (d,), (d, d)):
@@ -785,14 +764,14 @@ def _spectra(covs: Any, components: int, d: int) -> tuple[Tensor, Tensor | None]
         return c if c.ndim == 2 else c[:, None].expand(-1, d).clone(), None
     size = c.abs().amax((1, 2), keepdim=True)
     if bool(((c - c.transpose(1, 2)).abs() > 8 * d * unit * size).any()):
-        raise ValueError(f"covs: expected symmetric matrices; the largest asymmetry is {float((c - c.transpose(1, 2)).abs().max()):.3g}.")
+        raise ValueError(f"covs={shown(covs)}: expected symmetric matrices; the largest asymmetry is {float((c - c.transpose(1, 2)).abs().max()):.3g}.")
     if not bool((c - torch.diag_embed(c.diagonal(dim1=1, dim2=2))).any()):
         values, vectors = c.diagonal(dim1=1, dim2=2).clone(), None
     else:
         values, vectors = torch.linalg.eigh((c + c.transpose(1, 2)) / 2)
     floor = 8 * d * unit * size[:, 0] if vectors is not None else torch.zeros_like(values)
     if bool((values < -floor).any()):
-        raise ValueError(f"covs: expected positive semi-definite matrices; the smallest eigenvalue is {float(values.min()):.3g}.")
+        raise ValueError(f"covs={shown(covs)}: expected positive semi-definite matrices; the smallest eigenvalue is {float(values.min()):.3g}.")
     return torch.where(values.abs() <= floor, 0.0, values), vectors
 
 
@@ -968,4 +947,6 @@ TOYS: dict[str, Callable[..., Target]] = {
 
 def toy(name: str, **options: Any) -> Target:
     """A 2D toy by name, with the options of its factory (``noise``, ``cells``, ...). ValueError lists the names."""
-    return TOYS[choice("name", name, TOYS)](**options)
+    make = TOYS[choice("name", name, TOYS)]
+    known(f"target {name!r}", options, {k: v.default for k, v in inspect.signature(make).parameters.items()})
+    return make(**options)

@@ -96,6 +96,7 @@ class Tuned(Method):
 
 def best(methods: Mapping[int, Tuned], nfe: int) -> Tuned | None:
     """The one for a budget of that many calls: of those that fit it, the one that spends most."""
+    integer("nfe", nfe, 1)
     return max((m for m in methods.values() if m.fits(nfe)), key=lambda m: m.calls, default=None)
 
 

@@ -107,14 +107,20 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
     Raises TypeError or ValueError on a wrong argument before the first network call.
     """
     contracts.choice("what", what, WHAT)
-    n, limit = contracts.integer("trajectories", trajectories, 8), contracts.integer("iterations", iterations, 1)
-    contracts.integer("starts", starts, 1)
+    n, limit = contracts.integer("trajectories", trajectories, 8, contracts.MOST), contracts.integer("iterations", iterations, 1, contracts.MOST)
+    contracts.integer("starts", starts, 1, contracts.MOST), contracts.integer("seed", seed, 0)
+    contracts.flags(stochastic=stochastic, progress=progress)
+    for i, other in enumerate(contracts.sequence("near", near, "[sdediff.tune('auto', sde, score, nfe=8, data=x)], tuned methods", 0)):
+        contracts.instance(f"near[{i}]", other, Tuned, "a tuned method, such as sdediff.tune(...) returns")
+    for name, value in (("steps", steps), ("nfe", nfe)):
+        if value is not None:
+            contracts.integer(name, value, 1, contracts.MOST)
     if (steps is None) == (nfe is None):
         raise ValueError(f"steps={steps!r}, nfe={nfe!r}: give exactly one; steps= counts grid intervals, nfe= network calls.")
     if (data is None) == (shape is None):
         raise ValueError(f"data={'None' if data is None else 'a tensor'}, shape={shape!r}: give exactly one; data=samples (n, *D) are "
                          "noised to the start, shape=(n, *D) draws it from the prior.")
-    if dtype not in (torch.float32, torch.float64):
+    if contracts.dtype("dtype", dtype) not in (torch.float32, torch.float64):
         raise TypeError(f"dtype={dtype!r}: expected torch.float32 or torch.float64, in which states are integrated.")
     if device is not None:
         contracts.device("device", device)

@@ -112,13 +112,13 @@ def test_a_false_claim_is_refused_by_name(lie, said):
 
 
 @pytest.mark.parametrize(("make", "error", "said"), [
-    (lambda: Mask(torch.tensor([1.0, 0.0])), TypeError, "known: got torch.float32"),
-    (lambda: Mask(torch.tensor([False, False])), ValueError, "known: no coordinate is"),
+    (lambda: Mask(torch.tensor([1.0, 0.0])), TypeError, "known=Tensor .* of torch.float32"),
+    (lambda: Mask(torch.tensor([False, False])), ValueError, "no coordinate is"),
     (lambda: Downsample((1, 9, 8), 2), ValueError, "factor=2: it does not divide"),
-    (lambda: Downsample((8,), 2), ValueError, r"event=\(8,\): expected the shape of one image"),
+    (lambda: Downsample((8,), 2), ValueError, r"event=\(8,\): expected .*the shape of one image"),
     (lambda: Blur((1, 8, 8), 0.0), ValueError, "std=0.0"),
-    (lambda: Matrix(torch.ones(3)), ValueError, r"weights: got shape \(3,\)"),
-    (lambda: Matrix(torch.tensor([[float("nan")]])), ValueError, "finite real matrix"),
+    (lambda: Matrix(torch.ones(3)), ValueError, r"weights.shape=\(3,\)"),
+    (lambda: Matrix(torch.tensor([[float("nan")]])), ValueError, "weights holds NaN"),
     (lambda: Matrix(torch.ones(2, 4), (3,)), ValueError, r"event=\(3,\)"),
     (lambda: Matrix(torch.zeros(2, 3)).singular, ValueError, "measures nothing"),
     (lambda: EVERY["downsample"](torch.zeros(2, 1, 4, 4)), ValueError, r"measures events of shape \(1, 8, 8\)"),

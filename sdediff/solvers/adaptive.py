@@ -41,7 +41,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..contracts import integer, real
+from ..contracts import MOST, integer, real
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..sde import SDE, NoiseLevel
@@ -98,7 +98,7 @@ def _check(solver: Any) -> None:
     real("atol", solver.atol, 0.0)
     if solver.rtol == 0 and solver.atol == 0:
         raise ValueError("rtol=0, atol=0: expected at least one of them > 0.")
-    integer("max_steps", solver.max_steps, 1)
+    integer("max_steps", solver.max_steps, 1, MOST)
 
 
 def _refuse_symbols(solver: Solver, x: Any) -> None:

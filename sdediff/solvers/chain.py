@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts import choice, real
+from ..contracts import choice, function, instance, integer, real, state
 from ..equation import ReverseSDE
 from ..random import Noise, WhiteNoise
 from ..score import Prediction, Score
-from ..sde import SDE, NoiseLevel
+from ..sde import A_PROCESS, SDE, NoiseLevel
 from .base import Solver, State
 from .rosenbrock import linearised, rows
 
@@ -94,6 +94,9 @@ def _with_covariance(eq: ReverseSDE, x: Any, t: NoiseLevel) -> tuple[Prediction,
 def analytic_variance(sde: SDE, score: Score, data: Tensor, *, seed: int = 0) -> Callable[[NoiseLevel], float]:
     """The mean posterior variance of a coordinate, E|x_0 - E[x_0 | x_t]|^2/d, estimated from data (N, *D) noised once per level. For
     ``method("ddpm", variance=...)``. Bao et al. 2022, whose form sigma^2/alpha^2 (1 - sigma^2 E|score|^2/d) is equal and cancels."""
+    instance("sde", sde, SDE, A_PROCESS), function("score", score, "target.score, or sdediff.from_network(net)")
+    state("data", data, 2), integer("seed", seed, 0)
+
     @functools.cache
     def variance(level: NoiseLevel) -> float:
         with torch.no_grad():

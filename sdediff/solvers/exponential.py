@@ -210,6 +210,7 @@ class SingleStep(Solver):
 def dpm_solver(order: int, form: str = "eps") -> SingleStep:
     """DPM-Solver-1, -2, -3 (form "eps") and DPM-Solver++ 2S, 3S (form "x0"), with the papers' stages; with eta = 1 SEEDS-1, -2, -3 and
     DPM++ SDE."""
+    integer("order", order, 1, 3)
     return {1: SingleStep((0.0,), ((), (0,)), 1, form), 2: SingleStep((0.0, 1 / 2), ((), (0,), (0, 1)), 2, form, "bh2"),
             3: SingleStep((0.0, 1 / 3, 2 / 3), ((), (0,), (0, 1), (0, 2)), 3, form)}[order]
 

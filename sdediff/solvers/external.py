@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..contracts import choice, integer, real
+from ..contracts import MOST, choice, integer, real, sequence
 from ..equation import ReverseSDE
 from ..random import BrownianPath, Noise
 from ..sde import SDE, NoiseLevel
@@ -60,7 +60,7 @@ class _Adaptive(Solver):
         real("atol", self.atol, 0.0)
         if self.rtol == 0 and self.atol == 0:
             raise ValueError("rtol=0, atol=0: expected at least one of them > 0.")
-        integer("max_calls", self.max_calls, 1)
+        integer("max_calls", self.max_calls, 1, MOST)
 
     def step(self, eq: ReverseSDE, state: State, t: NoiseLevel, s: NoiseLevel, noise: Noise | None) -> State:
         x = _tensor(self, state.x)
@@ -304,9 +304,8 @@ def as_torchsde(process: SDE | ReverseSDE, event: Sequence[int], *, noise_type: 
 
 
 def _event(event: Any) -> tuple[int, ...]:
-    if isinstance(event, (int, str)) or not isinstance(event, Sequence):
-        raise TypeError(f"event={event!r}: expected the shape of one sample, such as (2,) or (3, 32, 32).")
-    return tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(event))
+    such = "(2,) or (3, 32, 32), the shape of one sample"
+    return tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(sequence("event", event, such)))
 
 
 class _Interval(TorchSDEForm):

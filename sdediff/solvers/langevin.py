@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contracts import choice, integer, real
+from ..contracts import MOST, choice, function, integer, real
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..score import Prediction
@@ -42,11 +42,11 @@ class Langevin(Solver):
 
     def __post_init__(self) -> None:
         real("snr", self.snr, 0.0, low_open=True)
-        integer("steps", self.steps, 1)
+        integer("steps", self.steps, 1, MOST)
         choice("rule", self.rule, ("level", "norm"))
-        if self.density is not None and (self.rule != "level" or not callable(self.density)):
-            raise ValueError(f"density={self.density!r}, rule={self.rule!r}: the Metropolis correction needs a function "
-                             "(x, level) -> (B,), such as target.log_prob, and rule='level'.")
+        function("density", self.density, "(x, level) -> (B,), target.log_prob", none=True)
+        if self.density is not None and self.rule != "level":
+            raise ValueError(f"rule={self.rule!r}: the Metropolis correction has a step size by level; expected rule='level' with density=.")
 
     @property
     def weak_order(self) -> None:

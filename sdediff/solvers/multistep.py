@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..contracts import choice, integer
+from ..contracts import choice, instance, integer
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..sde import NoiseLevel
@@ -134,6 +134,7 @@ def _churn(eq: ReverseSDE, t: NoiseLevel, s: NoiseLevel) -> tuple[Callable[[Any]
 def extended_eta(level: NoiseLevel) -> Any:
     """eta of the noise scale phi(kappa) = kappa (exp(kappa^0.3) + 10), the one that the authors of ER-SDE recommend:
     eta^2 = d log phi/d log kappa - 1. Cui et al. 2023, Sec. 4 and App. B."""
+    instance("level", level, NoiseLevel, "a level such as sde.at(t)")
     several = isinstance(level.lam, torch.Tensor)
     lam, exp = (level.lam.clamp(min=-20.0), torch.exp) if several else (max(level.lam, -20.0), math.exp)     # past e^20 all is noise
     u: Any = exp(-0.3 * lam)                    # kappa^0.3                                  # type: ignore[arg-type]

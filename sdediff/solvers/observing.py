@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..contracts import integer, real
+from ..contracts import MOST, integer, real
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..score import Prediction, pullback
@@ -108,8 +108,8 @@ class Replacement(_Around):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        integer("repeats", self.repeats, 1)
-        integer("jump", self.jump, 1)
+        integer("repeats", self.repeats, 1, MOST)
+        integer("jump", self.jump, 1, MOST)
 
     def over(self, levels: Sequence[NoiseLevel]) -> Observing:
         return dataclasses.replace(super().over(levels), levels=tuple(levels))                # type: ignore[call-arg]
@@ -216,11 +216,10 @@ class TwistedSMC(Observing):
 
     def __post_init__(self) -> None:
         if self.particles is not None:
-            integer("particles", self.particles, 1)
+            integer("particles", self.particles, 1, MOST)
         real("threshold", self.threshold, 0.0, 1.0)
         real("scale", self.scale, 0.0, low_open=True)
-        if self.trust != math.inf:
-            real("trust", self.trust, 0.0)
+        real("trust", self.trust, 0.0, infinite=True)
 
     @property
     def couples(self) -> int | None:                                                         # type: ignore[override]

@@ -36,7 +36,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..contracts import integer, real
+from ..contracts import MOST, integer, real
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..sde import NoiseLevel
@@ -104,7 +104,7 @@ class Picard(Solver):
             why = "remembers evaluations of earlier steps" if self.inner.remembers else "chooses its own network calls"
             raise ValueError(f"inner={self.inner!r}: it {why}; expected a one-step solver with fixed steps inside Picard, such as DDIM() "
                              "or Exploded(HEUN).")
-        integer("window", self.window, 1)
+        integer("window", self.window, 1, MOST)
         real("tol", self.tol, 0.0)
         if not isinstance(self.secant, bool):
             raise TypeError(f"secant={self.secant!r}: expected True (slopes from the last two sweeps) or False (Picard's iteration).")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from ..contracts import integer, real
+from ..contracts import MOST, integer, real
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..sde import SDE, NoiseLevel, transition
@@ -120,11 +120,10 @@ class Churn(Renoised):
         super().__post_init__()
         real("S_churn", self.S_churn, 0.0)
         real("S_tmin", self.S_tmin, 0.0)
-        if self.S_tmax != math.inf:
-            real("S_tmax", self.S_tmax, self.S_tmin)
+        real("S_tmax", self.S_tmax, self.S_tmin, infinite=True)
         real("S_noise", self.S_noise, 0.0)
         if self.steps is not None:
-            integer("steps", self.steps, 1)
+            integer("steps", self.steps, 1, MOST)
 
     @property
     def adds_noise(self) -> bool:
@@ -163,9 +162,9 @@ class Interval:
     def __post_init__(self) -> None:
         real("low", self.low, 0.0, low_open=True)
         real("high", self.high, self.low, low_open=True)
-        integer("repeats", self.repeats, 0)
+        integer("repeats", self.repeats, 0, MOST)
         if self.steps is not None:
-            integer("steps", self.steps, 1)
+            integer("steps", self.steps, 1, MOST)
 
     def levels(self, sde: SDE, h: float) -> list[NoiseLevel]:
         """From high to low on a Karras grid, rho = 7; ``h`` is the step in lambda of the grid that reaches low."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from ..contracts import choice
+from ..contracts import choice, instance, sequence
 from ..equation import ReverseSDE
 from ..random import Noise
 from ..score import QUANTITIES, Prediction, Score
@@ -80,7 +80,9 @@ class Table(NamedTuple):
 def table(solver: Solver, sde: SDE, levels: Sequence[NoiseLevel], *, eta: Any = 0.0, predicts: str = "eps") -> Table:
     """The coefficient table of a solver on a grid, for a network that predicts ``predicts``. Raises TypeError on a solver that
     is not linear in its vectors."""
-    choice("predicts", predicts, QUANTITIES)
+    choice("predicts", predicts, QUANTITIES), instance("solver", solver, Solver, "a solver such as sdediff.solvers.DDIM()")
+    for i, level in enumerate(sequence("levels", levels, "sde.levels([0.9, 0.5, 0.1])", 2)):
+        instance(f"levels[{i}]", level, NoiseLevel, "levels such as sde.levels([0.9, 0.5, 0.1])")
     score, inputs, called = _outputs(predicts)
     eq = ReverseSDE(sde, score, eta)
     solver.accepts(eq)

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..contracts import instance
 from ..equation import ReverseSDE, exploded
 from ..random import Noise
 from ..sde import NoiseLevel
@@ -20,6 +21,9 @@ class Chain(Solver):
 
     predictor: Solver
     corrector: Solver
+
+    def __post_init__(self) -> None:
+        instance("predictor", self.predictor, Solver, "a solver such as sdediff.solvers.DDIM()"), instance("corrector", self.corrector, Solver, "a solver such as sdediff.solvers.DDIM()")
 
     order = None
 
@@ -60,6 +64,9 @@ class Exploded(Solver):
 
     noise = "never"
 
+    def __post_init__(self) -> None:
+        instance("inner", self.inner, Solver, "a solver such as sdediff.solvers.DDIM()")
+
     @property
     def adaptive(self) -> bool:                                                              # type: ignore[override]
         return self.inner.adaptive
@@ -86,6 +93,10 @@ class Start(Solver):
 
     starter: Solver
     multistep: Multistep
+
+    def __post_init__(self) -> None:
+        instance("starter", self.starter, Solver, "a solver such as sdediff.solvers.DDIM()")
+        instance("multistep", self.multistep, Multistep, "a multistep solver such as sdediff.solvers.Exponential(3)")
 
     @property
     def order(self) -> int | None:                                                           # type: ignore[override]
@@ -116,4 +127,5 @@ class Start(Solver):
 def started(multistep: Multistep) -> Solver:
     """The multistep solver with the start that its order demands, if any: Heun, Kutta's third or the classical fourth order, in the
     exploded chart."""
+    instance("multistep", multistep, Multistep, "a multistep solver such as sdediff.solvers.Exponential(3)")
     return Start(Exploded({3: HEUN, 4: KUTTA, 5: RK4}[multistep.order]), multistep) if multistep.starts else multistep

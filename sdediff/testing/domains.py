@@ -176,20 +176,19 @@ class State(Domain):
 
 @dataclass(frozen=True)
 class Shape(Domain):
-    """A tuple of sizes; ``batch`` counts samples, which may be none; of this ``rank`` where one is given."""
+    """A tuple of sizes; with ``batch`` the first counts samples, which may be none, as any size may then; ``empty``: () is one too."""
 
     batch: bool = True
-    rank: int | None = None
-    low: int = 1
+    empty: bool = False
     none: bool = False
     inside: tuple[Any, ...] = ()
 
     edges = ((), (2.5, 2), (True, 2), (-1, 2), (2, -1), (math.nan, 2), ("2", 2), ((2, 2), 2), (None, 2), torch.ones(2), "22")
 
     def holds(self, value: Any) -> bool:
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or not value or self.rank not in (None, len(value)):
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)) or (not value and not self.empty):
             return False
-        return all(type(n) is int and n >= (0 if self.batch else self.low) for n in value)
+        return all(type(n) is int and n >= (0 if self.batch else 1) for n in value)
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ class Seed(Domain):
 
     @property
     def inside(self) -> tuple[Any, ...]:                                                     # type: ignore[override]
-        return (0, INT64, None, list(range(self.batch)), *([torch.Generator()] if self.generator else []))
+        return (0, INT64, *([None] if self.none else []), list(range(self.batch)), *([torch.Generator()] if self.generator else []))
 
     @property
     def edges(self) -> tuple[Any, ...]:                                                      # type: ignore[override]
@@ -302,6 +301,53 @@ class Numbers(Domain):
         return (finite and array.ndim in self.ranks and array.size > 0 and (not array.ndim or len(array) >= self.least)
                 and (self.length is None or not array.ndim or len(array) == self.length)
                 and bool(((array >= self.low) & (array <= self.high)).all()))
+
+
+@dataclass(frozen=True)
+class Labels(Domain):
+    """A tensor of whole numbers 0 to ``count`` - 1, of any dtype that holds them."""
+
+    count: int
+    none: bool = False
+    inside: tuple[Any, ...] = ()
+
+    @property
+    def edges(self) -> tuple[Any, ...]:                                                      # type: ignore[override]
+        return torch.tensor([-1, 0]), torch.tensor([0, self.count]), torch.tensor([0.5, 1.0]), torch.tensor([0.0, math.inf]), [0, 1], torch.tensor(1)
+
+    def holds(self, value: Any) -> bool:
+        if not isinstance(value, Tensor) or not value.ndim or value.is_complex() or value.dtype == torch.bool:
+            return False
+        whole = value.double()
+        return bool(((whole == whole.round()) & (whole >= 0) & (whole < self.count)).all())
+
+
+@dataclass(frozen=True)
+class Bools(Domain):
+    """True and False in a rectangular array, one True at least."""
+
+    none: bool = False
+    inside: tuple[Any, ...] = ()
+    edges: tuple[Any, ...] = ([False, False], [0, 1], [[True], [True, False]], torch.tensor(True))
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, (list, Tensor)) and _even(value) and np.asarray(value).dtype == bool and np.ndim(value) > 0 and np.asarray(value).any()
+
+
+@dataclass(frozen=True)
+class Pair(Domain):
+    """(low, high), low < high; ``least``: of low."""
+
+    least: float | None = None
+    none: bool = False
+    inside: tuple[Any, ...] = ()
+    edges: tuple[Any, ...] = ((1.0, 0.5), (0.5, 0.5), (math.nan, 1.0), (0.0, math.nan), (-math.inf, 1.0), ("a", "b"), (0.5,), (0.1, 0.2, 0.3), (1j, 2.0),
+                              (True, 2.0), (None, 1.0), (HUGE, HUGE))
+
+    def holds(self, value: Any) -> bool:
+        if not isinstance(value, (tuple, list)) or len(value) != 2 or not all(type(v) in (int, float) and v != HUGE for v in value):
+            return False
+        return (self.least is None or value[0] >= self.least) and value[0] < value[1] and math.isfinite(value[0])
 
 
 @dataclass(frozen=True)
@@ -456,14 +502,22 @@ def cases(door: Door) -> Iterator[Case]:
         yield from (Case(door, name, value, True) for value in domain.outside())
 
 
+def _even(value: Any) -> bool:
+    try:
+        return np.asarray(value).dtype != object
+    except ValueError:
+        return False
+
+
 def _spoken(value: Any) -> tuple[str, ...]:
     """Words, any of which names a value."""
     kind = type(value).__name__
     if isinstance(value, Tensor):
         return kind, "tensor(", str(value.dtype), str(tuple(value.shape)), "NaN", str(len(value)) if value.ndim else "()", *map(str, value.flatten()[:2].tolist())
     if isinstance(value, (list, tuple, np.ndarray)):
-        return (kind, repr(value), repr(tuple(value)), *(word for v in value for word in _spoken(v)), "[]", "()", "empty", f"{len(value)} ")
-    return contracts.shown(value), str(value) or "''", kind
+        return (kind, contracts.shown(value), repr(tuple(value)), *(word for v in value for word in _spoken(v)), "[]", "()", f"{len(value)} ", f"shape={np.shape(value)}" if _even(value) else kind)
+    unseen = ("NaN or inf",) if isinstance(value, float) and not math.isfinite(value) else ("shape=()",)
+    return contracts.shown(value), str(value) or "''", kind, *unseen
 
 
 def trial(case: Case, calls: Callable[[], int] = lambda: 0) -> Outcome:

@@ -60,7 +60,6 @@ CURL, CODES = (0.06, 0.2), (0.1, 0.3)           # a network is never quite a gra
 NATS = (0.02, 0.1)                              # of the prior, in all: a total variation of up to 10 % and 22 % (Pinsker)
 TRIP = (0.02, 0.1)                              # of the round trip, relative
 FINE, BUDGETS, ENOUGH = 60, (5, 10, 20, 40), 0.02
-FLOW: dict[str, Any] = {"method": "heun", "steps": FINE, "grid": "logsnr"}
 FILE = "doctor.json"
 _PRIOR, _CODE, _STARTS, _PROBE = (1 << k for k in (12, 13, 14, 15))         # uses of the noise beside those of the levels
 
@@ -202,7 +201,8 @@ def examine(sde: SDE, score: Score, data: Tensor, *, train: Tensor | None = None
                     shown.update()
         except NetworkError as error:
             lines.append(Line("network", BAD, str(error), "Without an answer from the network nothing more can be looked at."))
-    return Report(name, repr(sde), count, d, tuple(lines), tuple(found))
+    process = f"{type(sde).__name__} of {sde.knots} steps" if sde.knots else repr(sde)
+    return Report(name, process, count, d, tuple(lines), tuple(found))
 
 
 @dataclass(frozen=True)
@@ -270,9 +270,13 @@ class _Patient:
         knots = dict.fromkeys(float(max(1, round(m.t))) for m in found)
         return found if not self.sde.knots else [self.sde.at(t) for t in knots]
 
+    def noise(self, rows: int | None = None) -> WhiteNoise:
+        """Of the shape of the data, or of so many of them."""
+        return WhiteNoise(self.seed, tuple(self.x0[:rows].shape), dtype=self.x0.dtype, device=self.x0.device)
+
     def noised(self, m: NoiseLevel, k: int) -> tuple[Tensor, Tensor]:
         """x and eps."""
-        eps = WhiteNoise(self.seed, tuple(self.x0.shape), dtype=self.x0.dtype, device=self.x0.device).at(k).normal()
+        eps = self.noise().at(k).normal()
         return m.alpha * self.x0 + m.sigma * eps, eps
 
     def prior(self) -> Line:
@@ -325,7 +329,7 @@ class _Patient:
     def _curl(self, x: Tensor, m: NoiseLevel, w: float, most: int = 256) -> float | None:
         """w/2 |B - B^T|_F, a root mean square per coordinate; None where the score gives no gradient."""
         x, few = x[:most], self._few(most)
-        u, v = (WhiteNoise(self.seed, tuple(x.shape), dtype=x.dtype, device=x.device).at(_PROBE + j).normal() for j in (0, 1))
+        u, v = (self.noise(most).at(_PROBE + j).normal() for j in (0, 1))
         try:
             _, pull = pullback(few, x, m)
             turned = (v * m.alpha * pull(u) - u * m.alpha * pull(v)).flatten(1).double().sum(1)         # B = 1 - alpha d x0/dx
@@ -350,9 +354,8 @@ class _Patient:
         stderr = (a.var(1) / a.shape[1] + b.var(1) / b.shape[1]).sqrt()
         gap, z = max((_root(*pair) for pair in zip(a.mean(1) - b.mean(1), stderr)), key=lambda pair: pair[1])
         verdict = _judge(gap, z)
-        return Line("memory", verdict, f"its error on held-out data is {abs(gap):.2g} {'above' if gap > 0 else 'below'} that on data "
-                    f"trained on ({z:+.1f} standard errors)", "" if verdict == OK else "It remembers single samples: expected more data, "
-                    "fewer steps, or a smaller network.", {"gap": gap, "z": z})
+        return Line("memory", verdict, f"its error on held-out data against that on data trained on: {_told(gap, z)}", "" if verdict
+                    == OK else "It remembers single samples: expected more data, fewer steps, or a smaller network.", {"gap": gap, "z": z})
 
     def weights(self, last: _Patient) -> Line:
         """The average against the last weights, on the same draws."""
@@ -361,10 +364,9 @@ class _Patient:
         pairs = [[p.detach().double() for p in who.score.network.parameters()] for who in (self, last)]
         size, far = (math.sqrt(sum(float(p.square().sum()) for p in v)) for v in (pairs[1], [p - q for p, q in zip(*pairs)]))
         far, verdict = far / max(size, 1e-300), _judge(gap, z)
-        return Line("weights", verdict, f"the average lies {100 * far:.2g} % from the last weights, its error is {abs(gap):.2g} "
-                    f"{'above' if gap > 0 else 'below'} theirs ({z:+.1f} standard errors)", "" if verdict == OK else
-                    "The average still remembers the first weights: train longer, or lower training.ema.",
-                    {"distance": far, "gap": gap, "z": z})
+        return Line("weights", verdict, f"the average lies {100 * far:.2g} % from the last weights; its error against theirs: "
+                    f"{_told(gap, z)}", "" if verdict == OK else "The average still remembers the first weights: train longer, or lower "
+                    "training.ema.", {"distance": far, "gap": gap, "z": z})
 
     def flow(self) -> Iterator[Line]:
         """The lines that run the probability flow, on a few samples."""
@@ -375,12 +377,14 @@ class _Patient:
         if start.t > seen.t > end.t:
             end = seen if not sde.knots else sde.at(float(math.ceil(seen.t)))
         x = latent.renoise(sde, few.x0, end.t, seed=self.seed)
-        trip = latent.round_trip(sde, score, x, **FLOW, t_start=start.t, t_end=end.t)
+        how: dict[str, Any] = {"steps": min(FINE, int(start.t - end.t))} if sde.knots else {"steps": FINE, "grid": "logsnr"}
+        trip = latent.round_trip(sde, score, x, method="heun", **how, t_start=start.t, t_end=end.t)
         code, rms = trip.code.flatten(1).double(), math.sqrt(few.spread(start))
         mean = (code.mean(0) - start.alpha * few.x0.flatten(1).double().mean(0)) / rms
         drift, drift_z = _effect(mean, code.std(0) / rms / math.sqrt(len(code)))
         # in logarithms, since paths that are led astray leave heavy tails
-        size, right = ((v / rms).square().mean(1).clamp_min(1e-300).log() / 2 for v in (code, few.noised(start, _CODE)[0].flatten(1).double()))
+        fresh = few.noised(start, _CODE)[0].flatten(1).double()
+        size, right = ((v / rms).square().mean(1).clamp_min(1e-300).log() / 2 for v in (code, fresh))
         gap, stderr = (size.mean() - right.mean()).item(), math.sqrt((size.var() + right.var()).item() / len(size))
         wide, wide_z = math.expm1(gap), gap / stderr
         verdict = max((_judge(abs(wide), abs(wide_z), *CODES), _judge(drift, drift_z, *CODES)), key=(OK, LOOK, BAD).index)
@@ -388,16 +392,16 @@ class _Patient:
                    f"of it ({len(code)} samples)", "" if verdict == OK else "The errors of the score add up along the flow: see memory, "
                    "and the levels below.", {"spread": wide, "spread_z": wide_z, "mean": drift, "mean_z": drift_z})
         verdict = BAD if not trip.relative < TRIP[1] else LOOK if trip.relative > TRIP[0] else OK
-        yield Line("round trip", verdict, f"up and down the flow by {FLOW['method']} with {FINE} steps: {trip.relative:.2g} of the "
+        yield Line("round trip", verdict, f"up and down the flow by heun with {how['steps']} steps: {trip.relative:.2g} of the "
                    "samples' size is lost", "" if verdict == OK else "The network is not smooth in x or t: train longer, or average the "
                    "weights over more steps (training.ema).", {"relative": trip.relative})
         yield few.calls(start, end)
 
     def calls(self, start: NoiseLevel, end: NoiseLevel) -> Line:
         """How few calls do."""
-        z = self.sde.prior_std(start) * WhiteNoise(self.seed, tuple(self.x0.shape), dtype=self.x0.dtype, device=self.x0.device).at(_STARTS).normal()
+        z = self.sde.prior_std(start) * self.noise().at(_STARTS).normal()
         run = lambda **how: sampling.sample(self.sde, self.score, x_init=z, t_start=start.t, **how)
-        fine, spectrum = run(method="eab-3", steps=2 * FINE), self.linear.values
+        fine, spectrum = run(method="eab-3", steps=min(2 * FINE, self.sde.knots or 2 * FINE)), self.linear.values
         spread, tried = math.sqrt(self.x0.double().var(0).mean().item()), {}
         for nfe in BUDGETS:
             info = sampling.sample_info(self.sde, self.score, x_init=z, t_start=start.t, method="auto", nfe=nfe)
@@ -427,6 +431,11 @@ def _root(square: Tensor, stderr: Tensor) -> tuple[float, float]:
     """The root of a difference of squares, with its sign, and how many standard errors it is from 0."""
     v = float(square)
     return math.copysign(math.sqrt(abs(v)), v), v / max(float(stderr), 1e-300)
+
+
+def _told(gap: float, z: float) -> str:
+    """A difference of errors in words."""
+    return f"{abs(gap):.2g} {'above' if gap > 0 else 'below'} ({z:+.1f} standard errors)" if abs(z) > 2 else "no difference to be seen"
 
 
 def _worst(levels: list[Health], pick: Callable[[Health], tuple[float, float]]) -> tuple[Health, float, str]:

@@ -24,7 +24,8 @@ def train(job: runs.Job, out: Path, dataset: Dataset, overwrite: bool = False) -
     todo = f"train {t.steps} steps of {t.batch} samples" if not done else \
         f"go on from step {done} of {t.steps}" if done < t.steps else f"keep the training of {done} steps that is there"
     return [*lines, f"{todo}: {dataset.name}, {len(dataset.train)} samples of shape {dataset.event}; {type(network).__name__} "
-            f"of {parameters} parameters; {job.sde!r}", f"write {runs.CONFIG}, {runs.CHECKPOINT} (every {t.checkpoint_every} steps) in '{out}'"]
+            f"of {parameters} parameters; {type(job.sde).__name__}",
+            f"write {runs.CONFIG}, {runs.CHECKPOINT} (every {t.checkpoint_every} steps) in '{out}'"]
 
 
 def compare(job: runs.Job, out: Path, dataset: Dataset, entries: Sequence[runs.Entry], n: int, *, reference: bool, pictures: bool,

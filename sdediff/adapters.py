@@ -295,7 +295,7 @@ def _diffusers_scheduler(scheduler: Any) -> Any:
 def _diffusers_model(folder: Path) -> torch.nn.Module:
     """The model of a local folder."""
     kind = _diffusers_class(str(folder / "config.json"), _read_config(folder / "config.json").get("_class_name"), "ModelMixin")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob(WEIGHTS + "*")):                    # the file, or the index of several
         for path in sorted(folder.iterdir()):
             _refuse_pickle(path)
         raise FileNotFoundError(f"{folder / WEIGHTS}: no such file; expected the weights that save_pretrained writes.")

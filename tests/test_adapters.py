@@ -467,7 +467,7 @@ def test_our_score_in_their_samplers(k, sde, name):
     denoiser = to_k_diffusion(sde, score)
     there = k_run(k, name, denoiser, x / levels[0].alpha, torch.tensor([m.sigma / m.alpha for m in levels], dtype=torch.float64), y=y)
     here = sdediff.sample(sde, score, x_init=x, method=K_SAMPLERS[name], grid=times, conditions={"y": y})
-    assert gap(levels[-1].alpha * there, here) < (1e-9 if levels[-1].sigma else 1e-8)
+    assert gap(levels[-1].alpha * there, here) < 1e-12
     assert denoiser.sigma_max == pytest.approx(levels[0].sigma / levels[0].alpha)
 
 

@@ -45,6 +45,8 @@ class Watched:
 
     def __init__(self, score: Score) -> None:
         self.score, self.calls, self.rows, self.step, self.batch = score, 0, 0, 0, 0
+        self._first: Tensor | None = None                   # what the first call returned, before it was copied
+        self._reuses = False                                # whether the network writes every output to one buffer
         self.later: list[tuple[str, Tensor]] = []          # sums of a program's outputs on another device, to be read at the end
         self._pending: list[tuple[str, Tensor]] = []
 
@@ -68,7 +70,19 @@ class Watched:
                     raise self.not_finite(name, value, where)
             else:
                 self._pending.append((f"{name}|{where}", torch.isfinite(value).all()))
+        self._own(p)
         return p
+
+    def _own(self, p: Prediction) -> None:
+        """A network that writes every output to one buffer would overwrite what a solver remembers: then each output is copied."""
+        (name, value), *_ = p._known.items()
+        if self.calls == 1:
+            self._first = value
+        elif self._first is not None:
+            same = value.data_ptr() == self._first.data_ptr() != p.x.data_ptr()
+            self._reuses, self._first = same and value.numel() > 0, None
+        if self._reuses or self._first is not None:
+            p._known[name] = value.clone()
 
     @property
     def observation(self) -> Any:

@@ -56,6 +56,11 @@ class Guided:
         return getattr(self.score, "network", None)
 
     @property
+    def name(self) -> Any:
+        """The network's name, if there is one."""
+        return getattr(self.score, "name", None)
+
+    @property
     def time_input(self) -> Any:
         """What the network behind is conditioned on, if any."""
         return getattr(self.score, "time_input", None)

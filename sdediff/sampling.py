@@ -117,12 +117,13 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     guards.half(score, levels, autocast)
 
     draws = start is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
-    source, used = (_noise(noise, seed, size, inner, device, eq, levels, contracts.integer("first", first, 0)) if draws else (None, None))
-    watched.batch = size[0]
-    x = sde.prior_std(levels[0]) * source.initial() if start is None else start.to(inner)      # type: ignore[union-attr]
+    contracts.integer("first", first, 0)
     trajectory: list[Tensor] = []
     keep = (lambda x: trajectory.append(x.to(dtype))) if record else None
-    with _bar(progress, recipe.name, len(levels)) as bar:
+    watched.batch = size[0]
+    with random.undone(seed), _bar(progress, recipe.name, len(levels)) as bar:
+        source, used = _noise(noise, seed, size, inner, device, eq, levels, first) if draws else (None, None)
+        x = sde.prior_std(levels[0]) * source.initial() if start is None else start.to(inner)  # type: ignore[union-attr]
         x, path, warmup, told = _solve(recipe.solver, eq, watched, x, levels, source, table, compile, bar, keep)
     x = guards.cast(x, dtype)
     if x_init is not None and x.data_ptr() == x_init.data_ptr():
@@ -403,6 +404,8 @@ def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
 
 def _shaped(name: str, value: Any, x: Tensor) -> Any:
     if isinstance(value, Tensor):
+        if not value.is_floating_point() or value.device != x.device:
+            raise TypeError(f"{name}(x, t) returned {value.dtype} on {value.device}; expected real floating numbers on {x.device}.")
         fits = value.shape == x.shape if name == "drift" else _broadcasts(value.shape, x.shape)
         if not fits:
             raise ValueError(f"{name}(x, t) returned shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; expected {tuple(x.shape)}"

@@ -321,11 +321,7 @@ class NetworkScore(_Timed):
     def checked(self, out: Any, fed: Tensor, version: int | None, x: Tensor, level: NoiseLevel) -> Tensor:
         """What the network returned for x, in x's dtype; ``fed``, what it was given, was at ``version``. NetworkError where it is no
         such tensor, not finite, or the input was changed."""
-        where = f"network {self.name} at t={show(level.t)}"
-        out = _returned(where, out, x)
-        if version is not None and fed._version != version:
-            raise NetworkError(f"{where}: changed its input in place, which would corrupt the trajectory; let it work on x.clone().")
-        return out
+        return _returned(f"network {self.name} at t={show(level.t)}", out, x, fed, version)
 
     def times(self, levels: Sequence[NoiseLevel], batch: int, dtype: torch.dtype, device: torch.device,
               table: Tensor | None = None) -> Iterator[Tensor]:
@@ -446,7 +442,8 @@ class FunctionScore:
 
     def ask(self, x: Tensor, m: NoiseLevel) -> Tensor:
         """The function's value, checked."""
-        return _returned(f"score function at t={show(m.t)}", self.function(x, m.t), x)
+        version = None if x.is_inference() else x._version
+        return _returned(f"score function at t={show(m.t)}", self.function(x, m.t), x, x, version)
 
 
 def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:
@@ -457,8 +454,11 @@ def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:
     return FunctionScore(function)
 
 
-def _returned(where: str, out: Any, x: Tensor) -> Tensor:
-    """What a model returned for x, in x's dtype. Broadcastable shapes are refused like any other wrong shape."""
+def _returned(where: str, out: Any, x: Tensor, fed: Tensor, version: int | None) -> Tensor:
+    """What a model returned for x, in x's dtype; ``fed``, what it was given, was at ``version`` (None: nothing tells). Broadcastable shapes
+    are refused like any other wrong shape."""
+    if version is not None and fed._version != version:
+        raise NetworkError(f"{where}: changed its input in place, which would corrupt the trajectory; let it work on x.clone().")
     if isinstance(out, Tensor) and _DIFFERENTIATED.get() and not out.requires_grad:
         raise NetworkError(f"{where}: its output has no gradient with respect to x, which this method needs; expected a network that is "
                            "not run under torch.no_grad() and does not detach x.")

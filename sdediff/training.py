@@ -74,7 +74,7 @@ from .contracts import choice, integer, real, state
 from .progress import bar
 from .random import WhiteNoise
 from .ranks import ALONE, Ranks
-from .score import NetworkClassifier, NetworkScore, Prediction, Score, log_posterior
+from .score import NetworkClassifier, NetworkError, NetworkScore, Prediction, Score, log_posterior
 from .sde import SDE, NoiseLevel, likelihood_law
 
 # -- the loss ---------------------------------------------------------------------------------------------------------
@@ -741,7 +741,10 @@ class _Run:
         x0, conditions, t, eps = self.draw()
         c = self.config
         _seed(c.seed, self.step, self.rows.start, self.data.device)
-        losses = self.each(self.model, x0, conditions, t, eps)
+        try:
+            losses = self.each(self.model, x0, conditions, t, eps)
+        except NetworkError as error:
+            raise NetworkError(f"{error} (training step {self.step})") from None
         if c.importance:
             losses = losses / density(c.times, self.sde, t, **self.law).to(losses)
         value = losses.sum() / c.batch
@@ -749,6 +752,8 @@ class _Run:
         value.backward()
         if self.ranks.size > 1:
             value = self.total(value.detach())
+        if value.is_cpu:                        # elsewhere it would wait for the device: then at the next checkpoint
+            self.check(value.item())
         if c.clip is not None:
             nn.utils.clip_grad_norm_(self.named.values(), c.clip)
         with _uninterrupted():
@@ -786,7 +791,7 @@ class _Run:
                     if shown.update() or self.step == config.steps:
                         shown.set_postfix_str(f"loss {self.recent():.4g}", refresh=False)
                     if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                        self.check()
+                        self.check(self.recent())
                         if path is not None:
                             self.save(path)
             self.ranks.agree()                  # the checkpoint is there
@@ -801,9 +806,9 @@ class _Run:
         """The mean of the last 100 losses."""
         return self.losses[max(0, self.step - 100):self.step].mean().item()
 
-    def check(self) -> None:
-        """Raise FloatingPointError where the latest losses are not finite, before a checkpoint holds them."""
-        if not math.isfinite(value := self.recent()):
+    def check(self, value: float) -> None:
+        """Raise FloatingPointError for a loss that is not finite, before the weights or a checkpoint hold what follows from it."""
+        if not math.isfinite(value):
             c = self.config
             raise FloatingPointError(f"the loss is {value} at step {self.step}; expected finite losses. Lower lr={c.lr}, clip "
                                      f"gradients (clip={c.clip}), or check the data and weighting={c.weighting!r}.")

@@ -603,7 +603,7 @@ def test_train_refuses(tmp_path):
     ]:
         with pytest.raises((TypeError, ValueError, FileNotFoundError), match=error):
             train(**{**good, **wrong})
-    with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step 20.*lr=1e[+]30"):
+    with pytest.raises(FloatingPointError, match=r"loss is (nan|inf) at step .*lr=1e[+]30"):
         small(dataclasses.replace(SMALL, lr=1e30, clip=None))
 
 

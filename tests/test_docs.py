@@ -52,7 +52,8 @@ def test_python_is_fenced():
 
 
 def commands():
-    """(page, words) of every line of a shell block and of every indented line that starts with a program; continued lines are joined."""
+    """(page, words) of every line of a shell block and every indented line that starts with a program, continued lines joined, and of every
+    `sdediff` line in the text."""
     for name, text in TEXTS.items():
         shell = [block for kind, block in FENCED.findall(text) if kind in ("bash", "sh", "")]
         for block in [*shell, *(textwrap.dedent(block) for page, block in INDENTED if page == name)]:
@@ -61,6 +62,8 @@ def commands():
                     words = shlex.split(line, comments=True)
                     for part in " ".join(shlex.quote(w) if w != "&&" else w for w in words).split(" && "):
                         yield name, [w for w in shlex.split(part) if not re.fullmatch(r"[A-Z_]+=\S*", w)]
+        for line in re.findall(r"`(sdediff [a-z]+ [^`]*)`", FENCED.sub("", text)):
+            yield name, shlex.split(line)
 
 
 COMMANDS = list(commands())

@@ -44,7 +44,7 @@ def sample(path: Path, entry: runs.Entry, checkpoint: training.Checkpoint, score
     lines = [f"draw {shape[0]} samples of shape {shape[1:]} by {entry.label}: {_run(entry, checkpoint.sde, score)}"]
     if drawn is not None:
         done = drawn.done(path) if path.suffix == ".npy" and not overwrite else 0
-        lines.append(f"in {len(drawn)} chunks of {drawn.chunk}" + (f", of which {done} are there already" if done else ""))
+        lines.append(f"draw them in {len(drawn)} chunks of {drawn.chunk}" + (f", of which {done} are there already" if done else ""))
     return [*lines, f"write '{path}'" + (", in place of the one that is there" if path.exists() else "")]
 
 

@@ -1,5 +1,6 @@
 """The command line, in process, on tiny settings: what it writes, what it refuses, and that it goes on where it was stopped."""
 import json
+import shutil
 import subprocess
 import sys
 
@@ -160,11 +161,171 @@ def test_refusals_of_other_commands(tmp_path, capsys):
         main(["sample", str(tmp_path), "--traceback"])
 
 
-@pytest.mark.parametrize("command", [[], ["--help"], ["compare", "--help"], ["sample", "--help"], ["train", "--help"]])
-def test_help_shows_examples(command, capsys):
+COMMANDS = ("compare", "train", "sample", "inpaint", "tune", "likelihood", "interpolate", "doctor", "methods", "bench", "completion")
+LONG = ("compare", "train", "sample", "tune", "bench")
+
+
+@pytest.mark.parametrize("command", [[], ["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_shows_examples_and_exit_codes(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main(command)
-    assert stop.value.code == 0 and "example" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and "examples:\n  " in said and "--traceback" in said
+    assert all(f"\n  {code:<4} " in said for code in (0, 1, 2, 130))
+    assert ("--dry-run" in said) == (command[:1] in ([], ["--help"], *([name] for name in LONG)))
+    assert command[:1] not in ([], ["--help"]) or all(f"\n    {name} " in said for name in COMMANDS)
+
+
+def plan(capsys, *argv):
+    """The lines of a dry run."""
+    assert main([*argv, "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said and all(line.startswith("would ") for line in said)
+    return "\n".join(said)
+
+
+def everything(folder):
+    return {path: path.stat().st_mtime_ns for path in (folder, *folder.rglob("*"))}
+
+
+def test_dry_runs_say_what_would_be_done_and_do_nothing(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    before = everything(tmp_path), everything(run)
+    fresh = plan(capsys, "train", *TINY[:-3], "--quiet", "--out", "new")
+    assert "train 40 steps of 64 samples" in fresh and "write config.yaml, checkpoint.safetensors" in fresh and "'new'" in fresh
+    assert "keep the training of 40 steps" in (said := plan(capsys, "compare", *TINY, "--out", str(run), "--resume",
+                                                             "--methods", "heun:steps=3", "pc:steps=2", "rk45"))
+    assert "draw 200 samples by heun:steps=3: 3 steps, 6 network calls" in said and "by rk45: as many" in said and "metrics.json" in said
+    assert "lose the training" in plan(capsys, "train", *TINY[:-3], "--out", str(run), "--overwrite")
+    drawn = plan(capsys, "sample", str(run), "--n", "50", "--chunk", "20", "--method", "ddim", "--nfe", "4")
+    assert "draw 50 samples of shape (2,) by ddim: 4 steps, 4 network calls" in drawn and "in 3 chunks of 20" in drawn and "ddim-seed1.npy" in drawn
+    assert "tune a method for 6 calls: 3 starts of at most 200" in plan(capsys, "tune", str(run), "--nfe", "6")
+    cells = plan(capsys, "bench", "--methods", "ddim", "heun", "rk45", "--nfe", "4", "8", "--targets", "gaussian", "--processes", "VPSDE",
+                 "--grids", "own", "--tolerances", "0.1", "--n", "50", "--out", "bench")
+    assert "run 5 of 5 cells of 50 samples by 1 process: 24 network calls, and those of 1 cells" in cells
+    assert "dpm++2m: 20 steps, 20 network calls" in plan(capsys, "bench", "--budget", str(run), "--out", "bench")
+    assert "holds a finished run" in refused(capsys, "compare", *TINY, "--out", str(run), "--dry-run")              # what cannot be is refused
+    assert (everything(tmp_path), everything(run)) == before
+
+
+def test_a_dry_run_knows_where_an_interrupted_one_stood(run, tmp_path, monkeypatch, capsys):
+    from sdediff import sampling
+    argv = ["sample", str(run), "--n", "50", "--chunk", "20", "--method", "ddim", "--steps", "3", "--out", str(tmp_path / "x.npy"), "--quiet"]
+    info, drawn = sampling.sample_info, []
+
+    def stop(*args, **kwargs):
+        if drawn:
+            raise KeyboardInterrupt
+        drawn.append(1)
+        return info(*args, **kwargs)
+
+    monkeypatch.setattr(sampling, "sample_info", stop)
+    assert main(argv) == 130 and "goes on" in capsys.readouterr().err
+    monkeypatch.setattr(sampling, "sample_info", info)
+    before = everything(tmp_path)
+    assert "in 3 chunks of 20, of which 1 are there already" in plan(capsys, *argv) and everything(tmp_path) == before
+    assert "in 3 chunks of 20\n" in plan(capsys, *argv, "--seed", "9")                # another call
+    assert main(argv) == 0 and (tmp_path / "x.npy").is_file()
+
+
+def test_exit_codes(run, tmp_path, monkeypatch, capsys):
+    """1 where the work fails, 2 where the line is wrong; nothing shows a traceback that was not asked for, wherever it is asked for."""
+    import errno
+
+    from sdediff import NetworkError, evaluate
+    for error, code, words in ((NetworkError("network MLP returned NaN"), 1, "error: network MLP"), (ValueError("n=0"), 2, "error: n=0"),
+                               (OSError(errno.ENOSPC, "No space left on device"), 1, "No space left"), (FloatingPointError("inf"), 1, "inf"),
+                               (FileNotFoundError(errno.ENOENT, "No such file", "x"), 2, "No such file"), (KeyError("x"), 1, "KeyError: 'x'"),
+                               (ImportError("needs scikit-learn"), 2, "needs scikit"), (RuntimeError("CUDA"), 1, "RuntimeError: CUDA"),
+                               (KeyboardInterrupt(), 130, "interrupted")):
+        def fail(*args, error=error, **kwargs):
+            raise error
+
+        monkeypatch.setattr(evaluate, "measure", fail)
+        assert main(["likelihood", str(run)]) == code
+        said = capsys.readouterr().err
+        assert words in said and said.startswith("sdediff: ") and said.count("\n") == 1 and "Traceback" not in said
+        assert ("--traceback shows where" in said) == (type(error) in (KeyError, RuntimeError))
+        for argv in (["--traceback", "likelihood", str(run)], ["likelihood", "--traceback", str(run)], ["likelihood", str(run), "--traceback"]):
+            if code != 130:
+                with pytest.raises(type(error)):
+                    main(argv)
+    with pytest.raises(ValueError, match="nearest: digits"):               # the presets of a command are found behind the option
+        main(["--traceback", "train", "--data", "digit", "--out", str(tmp_path / "x")])
+
+
+def test_warnings_are_lines(run, monkeypatch, capsys):
+    import warnings
+
+    from sdediff import guards, runs
+
+    def draw(*args, **kwargs):
+        warnings.simplefilter("always")
+        guards.warn("the start\nis wrong")
+        return run
+
+    monkeypatch.setattr(runs, "draw", draw)
+    assert main(["sample", str(run)]) == 0
+    assert capsys.readouterr().err == "sdediff: warning: the start is wrong\n"
+
+
+def test_colours_on_a_terminal_alone(monkeypatch):
+    import io
+
+    from sdediff import cli
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert cli._painted("bad", cli.BAD, Terminal()) == "\x1b[31mbad\x1b[0m" and cli._painted("bad", cli.BAD, io.StringIO()) == "bad"
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert main(["sample", "nowhere"]) == 2 and sys.stderr.getvalue().startswith("sdediff: \x1b[31merror: \x1b[0mrun='nowhere'")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert cli._painted("bad", cli.BAD, Terminal()) == "bad"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_scripts_complete(shell, tmp_path, capsys):
+    assert main(["completion", shell]) == 0
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    assert all(name in script.read_text() for name in COMMANDS)
+    if shutil.which("bash") is None:
+        pytest.skip("no bash here")
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    if shell == "bash":
+        def completed(*words):
+            line = f'source "$1"; COMP_WORDS=({" ".join(words)} ""); COMP_CWORD={len(words) - 1}; _sdediff; echo "${{COMPREPLY[@]}}"'
+            return subprocess.run(["bash", "-c", line, "bash", str(script)], check=True, capture_output=True, text=True).stdout.split()
+        assert completed("sdediff", "t") == ["train", "tune"] and completed("sdediff", "sample", "runs/x", "--method", "dd") == ["ddim", "ddpm"]
+        assert completed("sdediff", "compare", "--methods", "heun", "ddi") == ["ddim"] and completed("sdediff", "methods", "hun") == []
+        assert "--training.steps" in completed("sdediff", "train", "--training.s") and "--nfe" in completed("sdediff", "tune", "--n")
+        assert completed("sdediff", "completion", "f") == ["fish"] and completed("sdediff", "doctor", "--st") == ["--strict"]
+
+
+def test_completion_for_fish_and_no_other_shell(capsys):
+    assert main(["completion", "fish"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"__fish_use_subcommand -a {name} " in said for name in COMMANDS) and all(line.startswith("complete -c sdediff ")
+                                                                                         for line in said.splitlines())
+    assert "-l method -x -a 'auto tuned" in said and "bash, zsh, fish" in said.replace("'", "").replace(" ", ", ")
+    assert "nearest" in refused(capsys, "completion", "basch")
+
+
+def test_bars_in_a_pipe_are_lines(tmp_path):
+    """One now and then, each ended, no carriage return; none for what is soon done."""
+    code = ("import sys; from sdediff import progress, cli; progress.EVERY = 0.2; "
+            "sys.exit(cli.main(sys.argv[1:]))")
+    tiny = [*TINY[:-3], "--training.steps", "400", "--out", str(tmp_path / "r")]
+    said = subprocess.run([sys.executable, "-c", code, "train", *tiny], capture_output=True, check=True)
+    lines = said.stderr.decode().splitlines(keepends=True)
+    assert b"\r" not in said.stderr and b"\x1b" not in said.stderr and 2 <= len(lines) <= 200 and "400/400" in lines[-1]
+    assert all(line.startswith("train: ") and line.endswith("\n") for line in lines)
+    out = ["sample", str(tmp_path / "r"), "--n", "10", "--method", "ddim", "--steps", "2"]
+    assert subprocess.run([sys.executable, "-m", "sdediff", *out], capture_output=True, check=True).stderr == b""
 
 
 def test_methods_are_listed(capsys):
@@ -226,8 +387,6 @@ def test_the_catalogue_and_the_coefficients_of_a_method(capsys):
 
 
 def test_methods_tuned_to_a_run(run, tmp_path, capsys):
-    import shutil
-
     from sdediff import tuned
     mine, little = tmp_path / "moons", ("--trajectories", "24", "--iterations", "4", "--starts", "1", "--quiet")
     shutil.copytree(run, mine)

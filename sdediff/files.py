@@ -56,7 +56,7 @@ def keep(path: str | os.PathLike[str], second: str | os.PathLike[str]) -> None:
 
 def sweep(folder: str | os.PathLike[str], name: str = "") -> None:
     """Remove what killed writers left in a folder: of the file of that name, or of all."""
-    for stray in Path(folder).glob(f".{glob.escape(name) or '*'}.*.tmp"):
+    for stray in Path(folder).glob(f".{glob.escape(name) or '*'}.[0-9]*.tmp"):
         with contextlib.suppress(OSError), open(stray, "rb") as file:
             if locked(file):
                 stray.unlink()

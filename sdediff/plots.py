@@ -176,7 +176,8 @@ def sheet(x: Tensor, grid: tuple[int, int], width: int = 720) -> Any:
 def film(path: str | Path, clips: Tensor, grid: tuple[int, int], *, width: int = 480, milliseconds: int = 120) -> None:
     """Clips (n, frames, C, H, W) in [-1, 1] as a GIF of ``grid`` = (rows, columns), each to its end and again."""
     images = [sheet(clips[:, k], grid, width) for k in range(clips.shape[1])]
-    images[0].save(path, save_all=True, append_images=images[1:], duration=[milliseconds] * (len(images) - 1) + [4 * milliseconds], loop=0)
+    files.write(path, lambda file: images[0].save(file, "GIF", save_all=True, append_images=images[1:], loop=0,
+                                                  duration=[milliseconds] * (len(images) - 1) + [4 * milliseconds]))
 
 
 def _show(ax: Axes, x: Tensor, columns: int, rows: int | None = None) -> Any:

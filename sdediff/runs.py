@@ -168,6 +168,7 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool, dry: bool 
     that was trained differently. A refusal leaves the folder as it was, and so does ``dry``, which refuses and does nothing else."""
     import yaml
     out = files.named("out", out)
+    files.sweep(out, CONFIG)
     there = sorted(p.name for p in out.iterdir()) if out.is_dir() else []
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"out='{out}' is a file; expected a folder, new or empty.")
@@ -189,7 +190,7 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool, dry: bool 
     if dry:
         return
     out.mkdir(parents=True, exist_ok=True)
-    files.sweep(out)
+    files.sweep(out)                                                # it is ours
     trained = (CHECKPOINT, training.previous(CHECKPOINT).name, TUNED, "tuned.png")
     for name in (METRICS, *(trained if overwrite else ())):         # no longer finished; and no longer trained
         (out / name).unlink(missing_ok=True)

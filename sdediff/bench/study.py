@@ -242,7 +242,9 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True, 
 
 def claimed(out: str | Path) -> Path:
     """The folder of a benchmark: new, empty, or one that holds a benchmark. Anything else is a FileExistsError."""
-    folder = Path(out)
+    folder = files.named("out", out)
+    for name in (STUDY, BUDGET):
+        files.sweep(folder, name)
     ours = any((folder / name).is_file() for name in (STUDY, BUDGET))
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not ours)):
         raise FileExistsError(f"out='{out}' holds something that is not a benchmark; expected a new or empty folder, or one to go on with.")

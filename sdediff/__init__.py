@@ -1,5 +1,5 @@
 """sdediff: score-based diffusion models as SDEs, with interchangeable solvers whose order is measured."""
-from . import adapters, grids, guidance, inverse, operators, random, selection, solvers, targets
+from . import adapters, doctor, grids, guidance, inverse, operators, random, selection, solvers, targets
 from .equation import ReverseSDE
 from .guards import NumericalWarning
 from .latent import decode, denoise_from, interpolate, renoise, round_trip, slerp
@@ -40,6 +40,7 @@ __all__ = [
     "decode",
     "denoise_from",
     "dequantise",
+    "doctor",
     "elbo",
     "encode",
     "from_classifier",

@@ -157,18 +157,19 @@ class _Block(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over the pixels, heads of 32 channels or of all where they are fewer."""
+    """Self-attention over the pixels of a picture, or of all frames of a clip; heads of 32 channels, or of all where they are fewer."""
 
-    def __init__(self, channels: int, generator: torch.Generator) -> None:
+    def __init__(self, channels: int, generator: torch.Generator, frames: int | None = None) -> None:
         super().__init__()
-        self.heads = max(1, channels // 32)
+        self.heads, self.frames = max(1, channels // 32), frames or 1
         self.norm, self.enter = _norm(channels), _conv(channels, 3 * channels, 1, generator)
         self.leave = _zeroed(_conv(channels, channels, 1, generator))
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
-        q, k, v = self.enter(self.norm(h)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(-1, -2).unbind(1)
+        parts = self.enter(self.norm(h)).flatten(2).unflatten(1, (3, self.heads, -1)).unflatten(0, (-1, self.frames))
+        q, k, v = parts.permute(2, 0, 3, 1, 5, 4).flatten(3, 4).unbind()                    # of (B, heads, F pixels, C / heads)
         mixed = nn.functional.scaled_dot_product_attention(q, k, v)
-        return h + self.leave(mixed.transpose(-1, -2).reshape(h.shape))
+        return h + self.leave(mixed.unflatten(2, (self.frames, -1)).permute(0, 2, 1, 4, 3).reshape(h.shape))
 
 
 class UNet(_Conditioned):
@@ -180,7 +181,8 @@ class UNet(_Conditioned):
         after (Lin et al. 2019, sec. 3).
     width : channels at the first resolution; ``multipliers``: times as many at each of the resolutions, H, H/2 (rounded up), H/4, ...
     blocks : residual blocks at a resolution on the way down; one more on the way up.
-    attention : heights at which pixels attend to each other; the coarsest resolution does in the middle if it is one of them.
+    attention : heights at which pixels attend to each other, those of a clip across its frames; the coarsest resolution does in the
+        middle if it is one of them.
     patch : side of the squares of pixels that become the channels of one (Hoogeboom et al. 2023, sec. 3.3): H and W above are then those
         in patches. At patch = 2 a picture costs a quarter.
     frequencies, time_scale, classes, seed : as for ``MLP``.
@@ -225,7 +227,7 @@ class UNet(_Conditioned):
         given = pixels + (self.context or 0) * self.patch**2
         self.enter, self.down, self.up = _conv(given, channels, 3, generator), nn.ModuleList(), nn.ModuleList()
         block = lambda inputs, outputs: _Block(inputs, outputs, level, generator, self.frames)
-        attend = lambda n, height: [_Attention(n, generator)] if height in self.attention else []
+        attend = lambda n, height: [_Attention(n, generator, self.frames)] if height in self.attention else []
         for k, (m, height) in enumerate(zip(self.multipliers, heights)):
             if k:
                 self.down.append(_stage(_conv(channels, channels, 3, generator, stride=2)))

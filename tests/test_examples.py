@@ -187,14 +187,14 @@ def test_latent_and_pixel_samplers_agree_on_gaussian_data():
     assert float(kept.square().sum(1).mean()) == pytest.approx(float(values[:-4].sum()), rel=1e-3)   # the least there is
 
 
-def test_clips_move_at_a_constant_speed_and_stay_inside():
+def test_clips_move_by_a_pixel_or_not_and_stay_inside():
     video = module("09_video")
     clip = video.clips(load("mnist").train[:50], 0)
-    assert clip.shape == (50, 8, 1, 16, 16)
+    assert clip.shape == (50, 8, 1, 12, 16)
     mass = (clip + 1).sum((2, 3, 4))
     assert torch.allclose(mass, mass[:, :1].expand_as(mass), rtol=1e-4)                  # all of the digit is in every frame
     speed = video.velocity(clip).abs()
-    assert float(speed.max()) < 2.01 and float((speed.round() - speed).abs().median()) < 1e-3
+    assert torch.allclose(speed, speed[:, :1].round().expand_as(speed), atol=1e-2) and set(speed[:, 0].round().tolist()) == {0.0, 1.0}
     assert torch.equal(clip, video.clips(load("mnist").train[:50], 0))
     shown = video.given(clip, torch.tensor([k % 5 for k in range(50)]))
     assert all(torch.equal(shown[k, :k % 5], clip[k, :k % 5] + 2) and not shown[k, k % 5:].any() for k in range(50))

@@ -158,7 +158,12 @@ class _Joint(Prediction):
         self.x, self.level, self.given, self._known, self.parts = z, level, (), {}, parts
 
     def _get(self, name: str, convert: Callable[[], Any]) -> Tensor:
-        return super()._get(name, lambda: torch.cat([getattr(p, name).reshape(len(self.x), -1) for p in self.parts], 1))
+        return super()._get(name, lambda: torch.cat([_rows(getattr(p, name)) for p in self.parts], 1))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, *D) as (B, d), also where B = 0 or D = ()."""
+    return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
 def with_density(eq: ReverseSDE, event: Sequence[int], divergence: Callable[[Tensor, Tensor, bool], Tensor]) -> ReverseSDE:

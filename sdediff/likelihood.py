@@ -262,7 +262,7 @@ def log_prob(sde: SDE, score: Score, x: Tensor, *, method: str | Method = "rk45"
     contracts.flags(refine=refine, progress=progress)
     contracts.choice("divergence", divergence, DIVERGENCES), contracts.choice("law", law, LAWS), contracts.integer("first", first, 0)
     if probes is not None:
-        contracts.integer("probes", probes, 1, contracts.MOST)
+        contracts.integer("probes", probes, 1)
     recipe, eq, watched = prepared(sde, score, method, conditions, options, None, steps, nfe, t_start, t_end, grid, True)
     if recipe.solver.noise == "always" or not eq.is_ode:
         raise ValueError(f"method={recipe.name!r}: a likelihood follows the probability-flow ODE; expected a deterministic method such as "
@@ -318,7 +318,7 @@ _divergence = divergence                        # the argument of log_prob bears
 def _run(flow: Any, recipe: Method, x: Tensor, sde: SDE, times: Sequence[float], prior: Density | None, n: int, watched: Any,
          progress: bool) -> tuple[Tensor, Tensor]:
     """n estimates of log p (B, n), and the code."""
-    levels, flat = sde.levels(times), x.reshape(len(x), -1) if len(x) else x.new_zeros(0, math.prod(x.shape[1:]))
+    levels, flat = sde.levels(times), x.reshape(len(x), math.prod(x.shape[1:]))
     states: Any = iterate(flow, recipe.solver, torch.cat([flat, flat.new_zeros(len(x), n)], 1), levels)
     if progress:
         states = bar(len(levels), True, iterable=states, desc=f"log_prob {recipe.name}", unit="level", leave=False)
@@ -396,7 +396,7 @@ class _Rate:
         """|eps - eps_hat|^2, or that of x0, of each sample (B,) at its level, float64."""
         eps, m = self.noise.at(k).normal(_NOISE), level.to(self.x)
         p = self.score(m.alpha * self.x + m.sigma * eps, level)
-        return (p.eps - eps if quantity == "eps" else p.x0 - self.x).reshape(self.batch, -1).double().square().sum(1)
+        return (p.eps - eps if quantity == "eps" else p.x0 - self.x).reshape(self.batch, math.prod(self.x.shape[1:])).double().square().sum(1)
 
 
 def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.Seed = None, first: int = 0, t_end: float | None = None,
@@ -418,7 +418,7 @@ def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.See
     """
     _, _, watched = prepared(sde, score, "ddim", conditions, {})
     contracts.state("x", x)
-    n = contracts.integer("draws", draws, 4, contracts.MOST) // 2 * 2
+    n = contracts.integer("draws", draws, 4) // 2 * 2
     contracts.flags(chain=chain), contracts.integer("first", first, 0)
     if chain and not sde.knots:
         raise ValueError(f"chain=True: {type(sde).__name__} is no discrete chain; expected VPSDE.from_betas(betas), or chain=False.")
@@ -435,7 +435,7 @@ def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.See
     check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, len(x))
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     y, top, watched.batch = x.to(inner), sde.at(sde.t_max), len(x)
-    flat = y.reshape(len(x), -1).double()
+    flat = y.reshape(len(x), math.prod(y.shape[1:])).double()
     d, key = flat.shape[1], random.canonical_seed(seed, len(x)) if not isinstance(seed, torch.Generator) else seed
     make = lambda shape: random.source(key, shape, dtype=inner, device=x.device, first=first)
     rate = _Rate(watched, y, make(tuple(y.shape)), make((len(x), 1)), len(x))

@@ -478,6 +478,8 @@ def judge(x: Tensor, labels: Tensor) -> Callable[[Tensor], Tensor]:
     instance("labels", labels, Tensor, "a torch.Tensor of labels (n,)")
     if labels.shape != a.shape[:1]:
         raise ValueError(f"labels.shape={tuple(labels.shape)}: expected ({len(a)},), a label for each sample.")
+    if len(labels.unique()) < 2:
+        raise ValueError(f"labels={shown(labels)}: one class alone; expected two or more, which a judge tells apart.")
     machine = SVC(C=10.0).fit(a.numpy(), labels.cpu().numpy())
     return lambda x: torch.from_numpy(machine.predict(_pair(x, x)[0].numpy()))
 

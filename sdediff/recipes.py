@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .contracts import MOST, choice, flags, instance, integer, known, real, sequence, shown, text
+from .contracts import MOST, choice, flags, instance, integer, known, real, sequence, shown
 from .grids import DDPM, Grid, Karras, LogSNR, Quadratic, Sech, grid
 from .sde import A_PROCESS, SDE, NoiseLevel
 from .solvers import (
@@ -75,7 +75,7 @@ class Method:
     between: bool = False
 
     def __post_init__(self) -> None:
-        text("name", self.name, "euler")
+        instance("name", self.name, str, "a string such as 'euler'")
         instance("solver", self.solver, Solver, "a solver such as sdediff.solvers.DDIM()")
         _eta("eta", self.eta)
         instance("grid", self.grid, Grid, "an instance such as sdediff.grids.Karras()", none=True)

@@ -483,4 +483,6 @@ def _parameter_dtype(network: Any) -> torch.dtype | None:
 
 def show(t: Any) -> str:
     """A time, or the range of several, in words."""
-    return f"{t:.6g}" if isinstance(t, (int, float)) else f"{t.min().item():.6g}..{t.max().item():.6g}"
+    if isinstance(t, (int, float)):
+        return f"{t:.6g}"
+    return f"{t.min().item():.6g}..{t.max().item():.6g}" if t.numel() else "no time"

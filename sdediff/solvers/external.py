@@ -305,7 +305,7 @@ def as_torchsde(process: SDE | ReverseSDE, event: Sequence[int], *, noise_type: 
 
 def _event(event: Any) -> tuple[int, ...]:
     such = "(2,) or (3, 32, 32), the shape of one sample"
-    return tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(sequence("event", event, such)))
+    return tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(sequence("event", event, such, 0)))
 
 
 class _Interval(TorchSDEForm):

@@ -335,6 +335,21 @@ class Bools(Domain):
 
 
 @dataclass(frozen=True)
+class Classes(Domain):
+    """A tensor of ``length`` labels, two of them at least different."""
+
+    length: int
+    none: bool = False
+
+    @property
+    def edges(self) -> tuple[Any, ...]:                                                      # type: ignore[override]
+        return torch.zeros(self.length), torch.arange(self.length + 1), [0] * self.length, torch.eye(2)
+
+    def holds(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.shape == (self.length,) and len(value.unique()) > 1
+
+
+@dataclass(frozen=True)
 class Pair(Domain):
     """(low, high), low < high; ``least``: of low."""
 

@@ -6,6 +6,7 @@ An argument's name means one thing in the library, so that most domains stand on
 """
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from .domains import (
     OMIT,
     Bools,
     Choice,
+    Classes,
     Device,
     Domain,
     Door,
@@ -73,8 +75,7 @@ A_GRID = Times(names=("uniform", "quadratic", "logsnr", "karras", "sech"), insid
 METHOD = OneOf((Choice(tuple(name for name in recipes.methods() if name != "mala")), Instance((recipes.Method,), inside=(sdediff.method("heun"),))))
 
 
-DETERMINISTIC = tuple(name for name in recipes.methods() if name != "mala" and not sdediff.method(name).stochastic)
-FLOW = OneOf((Choice(DETERMINISTIC), Instance((recipes.Method,), inside=(sdediff.method("heun"),))))
+FLOW = OneOf((Choice(("ddim", "heun", "dpm++2m", "unipc-3", "rosenbrock-2", "rk45")), Instance((recipes.Method,), inside=(sdediff.method("heun"),))))
 
 
 SOLVER = Instance((sdediff.solvers.Solver,), inside=(sdediff.solvers.DDIM(),), edges=(sdediff.solvers.DDIM, "ddim"))
@@ -142,7 +143,8 @@ LISTS = {"x_init": {"shape": OMIT}, "nfe": {"steps": OMIT}}
 FROM_NOISE = {"method": METHOD, "noise": OneOf((Choice(("white", "brownian")), Instance((sdediff.random.Noise,))))}
 ALSO = {"grid": ("times",)}
 for function in (sampling.sample, sampling.sample_info, sampling.sample_chunks):
-    door(function, {**RUN, "shape": (2, 2), "seed": 0}, {**FROM_NOISE, "out": Free("none here", True)}, beside=LISTS, also=ALSO)
+    door(function, {**RUN, "shape": (2, 2), "seed": 0}, {
+        **FROM_NOISE, "method": METHOD if function is sampling.sample else FLOW, "out": Free("none here", True)}, beside=LISTS, also=ALSO)
 door(sampling.encode, {**RUN, "x": X}, {"method": FLOW}, beside=LISTS, also=ALSO)
 door(sampling.iterate, {"eq": equation.ReverseSDE(VP, SCORE), "solver": sdediff.solvers.DDIM(), "x": X, "levels": VP.levels([0.9, 0.5, 0.1])},
      {"x": Instance((Tensor, sdediff.solvers.Form), inside=(X, X[:0])), "eq": Instance((equation.ReverseSDE,)), "solver": Instance((sdediff.solvers.Solver,)), "levels": Each(Instance((NoiseLevel,)), 2),
@@ -213,7 +215,7 @@ door(sdediff.ReverseSDE, {"sde": VP, "score": SCORE}, {"eta": ETA})
 door(equation.ReverseSDE(VP, SCORE).at, {"t": 0.5}, LATER, name="ReverseSDE.at")
 door(recipes.method, {"name": "ddim"}, {"name": METHOD, "**given": Unknown()}, also={"name": ("method",)})
 door(recipes.methods, {}, {"observing": Flag()})
-door(recipes.Method, {"name": "mine", "solver": sdediff.solvers.DDIM()}, {"solver": SOLVER, "eta": ETA, "grid": Instance((grids.Grid,), none=True), "why": Text(empty=True), "between": Flag()})
+door(recipes.Method, {"name": "mine", "solver": sdediff.solvers.DDIM()}, {"name": Text(empty=True), "solver": SOLVER, "eta": ETA, "grid": Instance((grids.Grid,), none=True), "why": Text(empty=True), "between": Flag()})
 door(sdediff.method("heun").default_grid, {"sde": VP}, name="Method.default_grid")
 
 # -- likelihood and codes -------------------------------------------------------------------------------------------------
@@ -221,14 +223,14 @@ HEUN = {"sde": VP, "score": SCORE, "x": X, "method": "heun", "steps": 2}
 BITS = OneOf((Integer(1, 32, inside=(8,)), Instance((likelihood.Bins,), inside=(likelihood.Bins(4, -2.0, 2.0),))))
 DENSITY = Function(none=True, inside=(lambda x, level: x.sum(1),))
 door(likelihood.log_prob, HEUN, {
-    "method": OneOf((Choice(tuple(m for m in DETERMINISTIC if not m.startswith("rosenbrock"))), FLOW.domains[1])),
-    "divergence": Choice(("exact", "hutchinson", "hutch++")), "probes": Integer(1, MOST, none=True, inside=(1, 2)),
+    "method": OneOf((Choice(("ddim", "heun", "dpm++2m", "unipc-3", "rk45", "scipy-lsoda")), FLOW.domains[1])),
+    "divergence": Choice(("exact", "hutchinson", "hutch++")), "probes": Integer(1, none=True, inside=(1, 2)),
     "law": Choice(("rademacher", "gaussian")), "prior": DENSITY, "bits": OneOf(BITS.domains, none=True), "refine": Flag(),
     "t_end": Real(0.0, 1.0, "low high", none=True, inside=(0.1,))},
      beside={"nfe": {"steps": OMIT}, "probes": {"divergence": "hutchinson"}, "seed": {"divergence": "hutchinson"},
              "first": {"divergence": "hutchinson"}, "bits": {"x": torch.tensor([[0.1234, -0.777]])}}, also=ALSO)
 door(likelihood.elbo, {"sde": CHAIN, "score": SCORE, "x": X, "draws": 4}, {
-    "sde": Instance((SDE,), inside=(VP, CHAIN)), "draws": Integer(4, MOST, inside=(4, 5)),
+    "sde": Instance((SDE,), inside=(VP, CHAIN)), "draws": Integer(4, inside=(4, 5)),
     "t_end": Real(0.0, 5.0, "low high", none=True, inside=(1.0,)), "chain": Flag(), "bits": OneOf(BITS.domains[1:], none=True)},
      beside={"bits": {"x": torch.tensor([[-1.5, 0.5], [0.5, 1.5]])}})
 door(likelihood.Bins, {}, {"levels": Integer(2, 2**32, inside=(2,)), "low": Real(None, 1.0, "high", inside=(0.0,)),
@@ -400,7 +402,7 @@ for kind, call, own in (
     DOORS[f"solvers.{kind.__name__}"] = DOORS.pop(next(reversed(DOORS)))
 door(solvers.analytic_variance, {"sde": VP, "score": SCORE, "data": POINTS}, {"data": State(rank=2, inside=(POINTS,)), "seed": Integer(0, inside=(1,))})
 door(solvers.as_torchsde, {"process": VP, "event": (2,)}, {
-    "process": Instance((SDE, sdediff.ReverseSDE), inside=(VP, sdediff.ReverseSDE(VP, SCORE))), "event": Shape(False, inside=((1, 2),)),
+    "process": Instance((SDE, sdediff.ReverseSDE), inside=(VP, sdediff.ReverseSDE(VP, SCORE))), "event": Shape(False, True, inside=((1, 2), ())),
     "noise_type": Choice(("diagonal", "additive")), "sde_type": Choice(("ito", "stratonovich"))})
 door(solvers.dpm_solver, {"order": 2}, {"order": Integer(1, 3, inside=(1, 3)), "form": FORM})
 door(solvers.unipc, {"order": 2}, {"order": Integer(1, 4, inside=(1, 4)), "kernel": OPTIONS["kernel"], "form": FORM})
@@ -450,10 +452,50 @@ door(metrics.moment_errors, {"x": POINTS, "mean": [0.0, 0.0], "cov": EYE}, {**PA
 for function in (metrics.gaussian_w2, metrics.gaussian_kl):
     door(function, {"mean_a": [0.0, 0.0], "cov_a": EYE, "mean_b": [1.0, 0.0], "cov_b": EYE}, {f"{k}_{w}": v for k, v in LAW.items() for w in "ab"},
          also={f"{k}_{w}": (f"{k}_a", f"{k}_b") for k in LAW for w in "ab"})
-door(metrics.judge, {"x": POINTS, "labels": (POINTS[:, 0] > 0).long()}, {"x": PAIR["x"], "labels": State((40,), finite=False)}, costly=True)
+door(metrics.judge, {"x": POINTS, "labels": (POINTS[:, 0] > 0).long()}, {"x": PAIR["x"], "labels": Classes(40)}, costly=True)
 door(metrics.copying, {"x": POINTS, "train": POINTS + 0.1, "held_out": POINTS - 0.1}, {**PAIR, "train": PAIR["y"], "held_out": PAIR["x"]},
      also={"train": ("y",), "held_out": ("x",)})
 door(selection.untuned, {"calls": 8}, {"calls": Integer(1, inside=(1, 20)), "scale": positive(2.0)})
 A_RUN = recipes.Run(VP, SCORE, nfe=8)
 door(selection.auto, {"run": A_RUN}, {"run": Instance((recipes.Run,)), "spectrum": VARIANCES, "data": State(rank=2, none=True), "stochastic": Flag()}, costly=True)
 door(sdediff.tuned.best, {"methods": {}, "nfe": 8}, {"methods": Free("what ``read`` returns", False), "nfe": Integer(1, inside=(1,))})
+
+
+# -- what there is --------------------------------------------------------------------------------------------------------
+MODULES = ("grids", "guidance", "inverse", "operators", "random", "selection", "solvers", "targets", "metrics", "analysis", "likelihood", "latent")
+#: What the library makes and callers read: results, and objects that a door makes and checks.
+MADE = frozenset((
+    "sdediff.NumericalWarning", "sdediff.SampleInfo", "sdediff.Path", "sdediff.LogProb", "sdediff.Bound", "sdediff.NoiseLevel", "sdediff.NetworkError", "sdediff.StepBudgetError",
+    "latent.RoundTrip", "likelihood.Divergence", "likelihood.LogProb", "likelihood.Bound", "metrics.Estimate", "metrics.Moments", "metrics.ChiSquare",
+    "analysis.Total", "analysis.GaussianError", "analysis.Ranked", "guidance.Guided", "guidance.Extrapolated", "guidance.ClassifierGuided",
+    "guidance.Tempered", "inverse.Observation", "inverse.Observed", "inverse.Posterior", "targets.ClassScore", "solvers.Table", "solvers.Form",
+    "solvers.State", "solvers.TorchSDEForm", "solvers.StepBudgetError", "solvers.NonStationary", "solvers.EmbeddedPair", "solvers.RungeKutta",
+    "solvers.SingleStep"))
+#: What the loops and the doors call, on values that a door has checked; and abstract classes, whose constructors are those of their kinds.
+PROTOCOL = frozenset(("likelihood.products", "likelihood.divergence", "selection.tuned", "random.names", "random.undone", "sdediff.SDE", "grids.Grid",
+                      "operators.Operator", "random.Noise", "solvers.Solver", "solvers.Multistep", "solvers.Observing", "targets.Target"))
+
+
+def public() -> Iterator[tuple[str, Callable[..., Any]]]:
+    """The public functions and classes, by name: those of the package and those that its modules define."""
+    for module in ("", *MODULES):
+        where = importlib.import_module(f"sdediff.{module}" if module else "sdediff")
+        named = getattr(where, "__all__", None) or [n for n, v in vars(where).items() if not n.startswith("_")]
+        for name in named:
+            value = getattr(where, name)
+            if callable(value) and str(getattr(value, "__module__", "")).startswith(where.__name__):
+                yield f"{module or 'sdediff'}.{name}", value
+
+
+def without_a_door() -> list[str]:
+    """Public callables that nothing is declared for."""
+    known = {door.function for door in DOORS.values()}
+    return [name for name, value in public() if value not in known and name not in MADE | PROTOCOL]
+
+
+def without_a_domain() -> list[str]:
+    """Arguments of doors, and options of methods, that no domain is declared for."""
+    lacking = [f"{door.name}({argument})" for door in DOORS.values() if not door.name.startswith("method ")
+               for argument in arguments(door.function) if argument not in door.domains]
+    return lacking + [f"method {name}({option})" for name in (*recipes.methods(), *recipes.methods(True)) for option in recipes.options(name)
+                      if option not in DOORS[f"method {name}"].domains]

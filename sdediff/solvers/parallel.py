@@ -78,7 +78,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Picard(Solver):
-    """(10) over a grid, with the steps of the solver ``inner``: one that takes one step at a time and is linear in its vectors,
+    """(1) over a grid, with the steps of the solver ``inner``: one that takes one step at a time and is linear in its vectors,
     deterministic or not. Its noise is what it would be in the serial run.
 
     ``window``: steps evaluated in one network call, which has ``window`` B rows, several states per sample in blocks of B. ``tol``: the

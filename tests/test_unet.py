@@ -52,18 +52,20 @@ def test_level_label_and_embedding_reach_every_pixel_of_their_own_sample():
     assert torch.equal(net(x, c), net(x, c, 3))                 # the label "none"
 
 
-def test_attention_is_a_softmax_over_all_pixels():
-    """By hand, head by head: h + W_o sum_j softmax_j(q_i . k_j / sqrt(32)) v_j."""
-    net = _Attention(64, torch.Generator().manual_seed(0)).double()
+@pytest.mark.parametrize("frames", [None, 3])
+def test_attention_is_a_softmax_over_all_pixels(frames):
+    """By hand, head by head: h + W_o sum_j softmax_j(q_i . k_j / sqrt(32)) v_j, over the pixels of a picture or of all frames of a clip."""
+    net = _Attention(64, torch.Generator().manual_seed(0), frames).double()
     torch.nn.init.normal_(net.leave.weight, generator=torch.Generator().manual_seed(1))
-    h = torch.randn(2, 64, 3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    q, k, v = net.enter(net.norm(h)).flatten(2).chunk(3, 1)
+    h = torch.randn(2 * (frames or 1), 64, 3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    together = lambda v: torch.stack([clip.transpose(0, 1).flatten(1) for clip in v.split(frames or 1)])     # (2, C, pixels of a clip)
+    q, k, v = (together(part) for part in net.enter(net.norm(h)).chunk(3, 1))
     heads = []
     for i in range(0, 64, 32):
-        weights = (q[:, i:i + 32].transpose(1, 2) @ k[:, i:i + 32] / 32**0.5).softmax(2)        # (B, pixel, pixel)
+        weights = (q[:, i:i + 32].transpose(1, 2) @ k[:, i:i + 32] / 32**0.5).softmax(2)        # (2, pixel, pixel)
         heads.append(v[:, i:i + 32] @ weights.transpose(1, 2))
-    expected = h + net.leave(torch.cat(heads, 1).reshape(h.shape))
-    assert torch.allclose(net(h, torch.empty(0)), expected, atol=1e-12)
+    mixed = torch.cat(heads, 1).unflatten(2, (frames or 1, 3, 5)).transpose(1, 2).flatten(0, 1)
+    assert torch.allclose(net(h, torch.empty(0)), h + net.leave(mixed), atol=1e-12)
 
 
 def test_a_block_of_clips_sees_the_frames_before_and_after():

@@ -455,9 +455,9 @@ def _score(levels: list[Health], known: bool) -> Line:
         best = levels[gains.index(max(gains))].lam
         found = (f"{100 * max(gains):.0f} % below the loss of the best linear denoiser at lambda {best:.1f}; at worst "
                  f"{abs(size):.2g} {'above' if size > 0 else 'below'} (lambda {worst.lam:.1f})")
-        if verdict == OK and all(h.error_z > -SURE for h in levels):
-            return Line("score", LOOK, found, "It knows no more than mean and covariance of the data, which is right for Gaussian data "
-                        "alone: train longer, or a larger network.", numbers)
+        if verdict == OK and all(h.error_z > -3 for h in levels):
+            return Line("score", LOOK, found, "Nothing shows that it knows more than mean and covariance of the data, which is right for "
+                        "Gaussian data alone: more held-out samples may show it; else train longer, or a larger network.", numbers)
     return Line("score", verdict, found, "" if verdict == OK else f"Around lambda {worst.lam:.1f} (t {worst.t:.3g}) the network does "
                 + ("not know the score" if known else "worse than a linear denoiser") + ": train longer; check what it predicts and how it "
                 "is told the time (predicts, time_input), and the weighting and times of training there.", numbers)

@@ -16,7 +16,6 @@ from sdediff.testing.domains import cases, trial
 ROOT = pathlib.Path(__file__).parent
 TABLE, PAGE, MORE = ROOT / "results" / "reliability.csv", ROOT.parent / "docs" / "reliability" / "README.md", ROOT / "results" / "fuzz.json"
 KINDS = ("refused", "served", "unclear", "silent")
-GROUPS = {"method": "the options of a method", "sampling": "samples, codes, paths", "sde": "processes", "solvers": "solvers", "targets": "exact laws"}
 
 
 def measured() -> list[dict[str, object]]:
@@ -53,9 +52,10 @@ members (an empty batch, ranks 1 to 5, half precision, a list of times, infinity
 not counts as unclear. `tests/test_refusals.py` asks for no other answer than these two; a new public callable or argument that has no
 domain fails there too.
 
-What a network may do wrong, and what a caller may raise, is in `tests/test_faults.py`; layouts, modes, dtypes, gradients, threads, copies and
-processes, and that work ends whatever the score, in `tests/test_unusual.py`; files, checkpoints and interruptions in `tests/test_fuzz.py`
-and `tests/test_durability.py`.
+What a network may do wrong, and what a caller may raise, is in `tests/test_faults.py`; layouts, modes, dtypes, gradients, threads, copies
+and processes, and that work ends whatever the score, in `tests/test_unusual.py`; files, checkpoints and interruptions in
+`tests/test_durability.py`. Networks, training, data, plots and the instruments of `sdediff.testing` are not in this table: their arguments
+are checked by hand, in the tests of these modules.
 {more()}
 | entry point | cases | refused | served | unclear | silent |
 |---|---|---|---|---|---|

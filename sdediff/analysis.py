@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .contracts import MOST, flags, integer, numbers, sequence, state
+from .contracts import MOST, flags, integer, names, numbers, sequence, state
 from .grids import GRIDS, checked
 from .grids import grid as as_grid
 from .recipes import Method
@@ -273,8 +273,8 @@ def ranking(sde: SDE, *, nfe: int, spectrum: Any = None, methods: Iterable[str |
         as_grid(one)
     reason = f"no method is {'stochastic' if stochastic else 'deterministic'}"
     for entry in entries:
-        pair = isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], Mapping)
-        name, options = (entry[0], dict(entry[1])) if pair else (entry, {})
+        pair: Any = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, None)
+        name, options = pair[0], names("methods", pair[1], "{'eta': 0.5}")
         if name == "mala" or as_method(name, **options).stochastic != stochastic:         # mala is no method without a density
             continue
         for grid in built:

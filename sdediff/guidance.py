@@ -102,7 +102,8 @@ def conditioned(score: Score, **conditions: Any) -> Any:
 
 def rows_of(score: Score, start: int, stop: int) -> Any:
     """``score`` for the samples start..stop of a batch."""
-    _scored("score", score), integer("start", start, 0), integer("stop", stop, 0)
+    _scored("score", score)
+    integer("start", start, 0), integer("stop", stop, 0)
     return score.rows(start, stop) if hasattr(score, "rows") else score
 
 

@@ -103,7 +103,7 @@ def interpolate(sde: SDE, score: Score, a: Tensor, b: Tensor, *, points: int | S
     if isinstance(points, Sequence):
         weights = _weights("points", points, 1)
     else:
-        n = contracts.integer("points", points, 2, contracts.MOST)
+        n = contracts.integer("points", points, 2)
         weights = [k / (n - 1) for k in range(n)]
     contracts.state("a", a)
     if contracts.state("b", b).shape != a.shape:

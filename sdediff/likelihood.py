@@ -396,7 +396,8 @@ class _Rate:
         """|eps - eps_hat|^2, or that of x0, of each sample (B,) at its level, float64."""
         eps, m = self.noise.at(k).normal(_NOISE), level.to(self.x)
         p = self.score(m.alpha * self.x + m.sigma * eps, level)
-        return (p.eps - eps if quantity == "eps" else p.x0 - self.x).reshape(self.batch, math.prod(self.x.shape[1:])).double().square().sum(1)
+        off = p.eps - eps if quantity == "eps" else p.x0 - self.x
+        return off.reshape(self.batch, math.prod(off.shape[1:])).double().square().sum(1)
 
 
 def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.Seed = None, first: int = 0, t_end: float | None = None,
@@ -419,7 +420,8 @@ def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.See
     _, _, watched = prepared(sde, score, "ddim", conditions, {})
     contracts.state("x", x)
     n = contracts.integer("draws", draws, 4) // 2 * 2
-    contracts.flags(chain=chain), contracts.integer("first", first, 0)
+    contracts.flags(chain=chain)
+    contracts.integer("first", first, 0)
     if chain and not sde.knots:
         raise ValueError(f"chain=True: {type(sde).__name__} is no discrete chain; expected VPSDE.from_betas(betas), or chain=False.")
     end = sde.at(contracts.real("t_end", (1.0 if sde.knots else sde.t_min) if t_end is None else t_end, 0.0, sde.t_max, high_open=True))
@@ -430,8 +432,8 @@ def elbo(sde: SDE, score: Score, x: Tensor, *, draws: int = 64, seed: random.See
     if bins is not None:
         place = (x.double() - bins.low) / bins.width - 0.5
         if bool(((place - place.round()).abs() > 1e-3).any() | (place < -0.01).any() | (place > bins.levels - 0.99).any()):
-            raise ValueError(f"bits={bits!r}: x is not on the {bins.levels} centres {bins.centres[0]:g}, {bins.centres[1]:g}, ... of its bins; "
-                             "expected the discrete data themselves, without noise (log_prob takes them dequantised).")
+            raise ValueError(f"bits={bits!r}: x is not on the {bins.levels} centres {bins.centres[0]:g}, {bins.centres[1]:g}, ... of its "
+                             "bins; expected the discrete data themselves, without noise (log_prob takes them dequantised).")
     check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, len(x))
     inner = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
     y, top, watched.batch = x.to(inner), sde.at(sde.t_max), len(x)

@@ -136,7 +136,8 @@ def compare(x: Tensor, target: Any, level: NoiseLevel | None = None, *, referenc
 
     Needs n >= 4. Raises as the metrics do: TypeError or ValueError on samples that are not finite, or shapes that differ.
     """
-    _law(target), _scales(level), integer("seed", seed, 0)
+    _law(target)
+    _scales(level), integer("seed", seed, 0)
     if reference is None:
         reference = noised(target, len(state("x", x, 2)), level, seed=_seeds(seed, 1)[0])
     a, b = _pair(x, reference)
@@ -156,7 +157,8 @@ def compare(x: Tensor, target: Any, level: NoiseLevel | None = None, *, referenc
 
 def noised(target: Any, n: int, level: NoiseLevel | None = None, *, seed: int = 0) -> Tensor:
     """n exact samples (n, *event) of a target's law at a level (None: the clean law), float64."""
-    _law(target), _scales(level), integer("n", n, 1), integer("seed", seed, 0)
+    _law(target)
+    _scales(level), integer("n", n, 1), integer("seed", seed, 0)
     x = target.sample(n, seed=seed, dtype=torch.float64)
     return x if level is None else level.alpha * x + level.sigma * random.WhiteNoise(seed, x.shape, dtype=torch.float64).initial()
 

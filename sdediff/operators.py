@@ -319,7 +319,8 @@ def check(operator: Operator, *, decomposition: bool = True, seed: int = 0, tole
     """Prove an operator by random vectors in float64: linear; <A x, y> = <x, A^T y>, the dot-product test; and, with ``decomposition``,
     A x = U s V^T x and U^T U = V^T V = I. ValueError names the claim that fails, and by how much. TypeError on what is no operator."""
     instance("operator", operator, Operator, "an Operator of sdediff.operators, such as Mask(known)")
-    flags(decomposition=decomposition), integer("seed", seed, 0), real("tolerance", tolerance, 0.0, low_open=True)
+    flags(decomposition=decomposition)
+    integer("seed", seed, 0), real("tolerance", tolerance, 0.0, low_open=True)
     g = torch.Generator("cpu").manual_seed(seed)
     draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64, device="cpu")
     with torch.no_grad():

@@ -46,9 +46,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contracts import function, instance, integer, real, sequence, shown
 from .contracts import device as checked_device
 from .contracts import dtype as checked_dtype
+from .contracts import function, instance, integer, real, sequence, shown
 from .contracts import shape as checked_shape
 
 Seed = int | Sequence[int] | Tensor | torch.Generator | None

@@ -383,7 +383,8 @@ def _seeds(name: str, eta: Eta = 1.0) -> Method:
 @_register("sa-solver")
 def _sa_solver(name: str, predictor: int = 2, corrector: int = 3, tau: Eta = 1.0, kernel: str = "exact", start: bool = True) -> Method:
     """Stochastic Adams predictor and corrector (0: none; nodes, the predicted one included), noise tau (Xue et al. 2023)."""
-    _eta("tau", tau), integer("predictor", predictor, 1, 4)
+    _eta("tau", tau)
+    integer("predictor", predictor, 1, 4)
     if integer("corrector", corrector, 0, 5) == 0:
         if kernel != "exact":
             raise ValueError(f"kernel={kernel!r}, corrector=0: the predictor alone has exact weights; expected kernel='exact'.")
@@ -456,7 +457,8 @@ def _pc(name: str, predictor: str | Method = "reverse-diffusion", corrector: str
     """Predictor-corrector: any method's step, then Langevin (or MALA) steps at the new level (Song et al. 2021)."""
     first = _named("predictor", predictor)
     choice("corrector", corrector, ("langevin", "mala"))
-    return Method(name, Chain(first.solver, _langevin_steps(corrector, snr, integer("corrector_steps", corrector_steps, 1, MOST), rule, density)), first.eta, first.grid)
+    steps = integer("corrector_steps", corrector_steps, 1, MOST)
+    return Method(name, Chain(first.solver, _langevin_steps(corrector, snr, steps, rule, density)), first.eta, first.grid)
 
 
 @_register("langevin")
@@ -528,8 +530,8 @@ def _smc(name: str, particles: int | None = 64, threshold: float = 0.5, scale: f
 
 def _langevin_steps(kind: str, snr: float, steps: int, rule: str, density: Any) -> Langevin:
     if (kind == "mala") != (density is not None):
-        raise ValueError(f"density={shown(density)}: the Metropolis correction of 'mala' needs the log density, expected density=target.log_prob; "
-                         "'langevin' takes none, expected None.")
+        raise ValueError(f"density={shown(density)}: the Metropolis correction of 'mala' needs the log density, expected "
+                         "density=target.log_prob; 'langevin' takes none, expected None.")
     return Langevin(snr, steps, rule, density)
 
 

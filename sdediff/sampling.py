@@ -224,7 +224,8 @@ def sample(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init
     if out is not None:
         return chunked(sde, score, chunk=chunk, group=group, **call).write(out, overwrite=overwrite, progress=progress)
     if overwrite or group is not None:
-        raise ValueError(f"{'overwrite=True' if overwrite else f'group={contracts.shown(group)}'}: it belongs to a file; expected out='samples.npy' as well"
+        which = "overwrite=True" if overwrite else f"group={contracts.shown(group)}"
+        raise ValueError(f"{which}: it belongs to a file; expected out='samples.npy' as well"
                          + ("." if overwrite else ", or sdediff.sample_chunks(..., group=group) for this process's share."))
     if chunk is not None:
         return chunked(sde, score, chunk=chunk, **call).fill(progress)
@@ -427,10 +428,10 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
     if getattr(score, "time_input", None) == "index" and not sde.knots:
         raise ValueError(f"time_input='index' with {type(sde).__name__}: a timestep index belongs to a discrete chain; expected a process "
                          "made by VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another time_input.")
-    if contracts.names("conditions", conditions, "{'y': labels}"):
+    if more := contracts.names("conditions", conditions, "{'y': labels}"):
         if not hasattr(score, "condition"):
-            raise TypeError(f"conditions={sorted(conditions)}: this score takes none; expected a network score, sdediff.from_network(...).")
-        score = score.condition(**conditions)                                                        # type: ignore[arg-type]
+            raise TypeError(f"conditions={sorted(more)}: this score takes none; expected a network score, sdediff.from_network(...).")
+        score = score.condition(**more)
     if autocast_dtype(autocast) is not None:
         if not hasattr(score, "cast"):
             raise TypeError(f"autocast={autocast}: {type(score).__name__} is no network; expected sdediff.from_network(...), or none.")

@@ -371,7 +371,8 @@ def from_network(network: Callable[..., Any], predicts: str = "eps", *, time_inp
         time_input = "edm" if predicts == "edm" else "t"
     _told(network, time_input)
     real("sigma_data", sigma_data, 0.0, low_open=True)
-    return NetworkScore(network, predicts, time_input, sigma_data, names("conditions", conditions, "{'y': labels}"), autocast_dtype(autocast))
+    given = names("conditions", conditions, "{'y': labels}")
+    return NetworkScore(network, predicts, time_input, sigma_data, given, autocast_dtype(autocast))
 
 
 def _told(network: Any, time_input: TimeInput) -> None:

@@ -764,14 +764,16 @@ def _spectra(covs: Any, components: int, d: int) -> tuple[Tensor, Tensor | None]
         return c if c.ndim == 2 else c[:, None].expand(-1, d).clone(), None
     size = c.abs().amax((1, 2), keepdim=True)
     if bool(((c - c.transpose(1, 2)).abs() > 8 * d * unit * size).any()):
-        raise ValueError(f"covs={shown(covs)}: expected symmetric matrices; the largest asymmetry is {float((c - c.transpose(1, 2)).abs().max()):.3g}.")
+        off = float((c - c.transpose(1, 2)).abs().max())
+        raise ValueError(f"covs={shown(covs)}: expected symmetric matrices; the largest asymmetry is {off:.3g}.")
     if not bool((c - torch.diag_embed(c.diagonal(dim1=1, dim2=2))).any()):
         values, vectors = c.diagonal(dim1=1, dim2=2).clone(), None
     else:
         values, vectors = torch.linalg.eigh((c + c.transpose(1, 2)) / 2)
     floor = 8 * d * unit * size[:, 0] if vectors is not None else torch.zeros_like(values)
     if bool((values < -floor).any()):
-        raise ValueError(f"covs={shown(covs)}: expected positive semi-definite matrices; the smallest eigenvalue is {float(values.min()):.3g}.")
+        raise ValueError(f"covs={shown(covs)}: expected positive semi-definite matrices; the smallest eigenvalue is "
+                         f"{float(values.min()):.3g}.")
     return torch.where(values.abs() <= floor, 0.0, values), vectors
 
 

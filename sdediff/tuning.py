@@ -107,7 +107,8 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
     Raises TypeError or ValueError on a wrong argument before the first network call.
     """
     contracts.choice("what", what, WHAT)
-    n, limit = contracts.integer("trajectories", trajectories, 8, contracts.MOST), contracts.integer("iterations", iterations, 1, contracts.MOST)
+    n = contracts.integer("trajectories", trajectories, 8, contracts.MOST)
+    limit = contracts.integer("iterations", iterations, 1, contracts.MOST)
     contracts.integer("starts", starts, 1, contracts.MOST), contracts.integer("seed", seed, 0)
     contracts.flags(stochastic=stochastic, progress=progress)
     for i, other in enumerate(contracts.sequence("near", near, "[sdediff.tune('auto', sde, score, nfe=8, data=x)], tuned methods", 0)):

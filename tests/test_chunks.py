@@ -210,7 +210,7 @@ def test_two_calls_do_not_write_one_file(tmp_path):
     ({"chunk": 8, "group": 4}, ValueError, "sample_chunks"), ({"chunk": 8, "steps": None}, ValueError, "give exactly one"),
     ({"chunk": 8, "x_init": torch.ones(50, 2)}, ValueError, "give exactly one"),
     ({"chunk": 8, "shape": None, "x_init": torch.full((50, 2), torch.nan)}, ValueError, "x_init holds NaN"),
-    ({"chunk": 8, "shape": None, "x_init": [1.0]}, TypeError, "x_init=list"),
+    ({"chunk": 8, "shape": None, "x_init": [1.0]}, TypeError, r"x_init=\["),
     ({"chunk": 8, "score": sdediff.from_network(Table(1.0)), "conditions": {"y": torch.ones(8)}}, ValueError, "has 8 rows for a batch of 50"),
 ])
 def test_wrong_calls_are_refused_before_the_first_network_call(tmp_path, monkeypatch, wrong, error, words):

@@ -28,7 +28,8 @@ class Net:
 FAULTS = [
     (lambda x: x[:, :1], r"shape \(3, 1\)"), (lambda x: x[:1], r"shape \(1, 2\)"), (lambda x: x.sum(), r"shape \(\)"),
     (lambda x: x[None], r"shape \(1, 3, 2\)"), (lambda x: None, "NoneType"), (lambda x: (x, x), "tuple"), (lambda x: 0.1, "float"),
-    (lambda x: x.detach().numpy(), "ndarray"), (lambda x: x.to(torch.complex64), "complex64"), (lambda x: x.long(), "int64"), (lambda x: x > 0, "bool"),
+    (lambda x: x.detach().numpy(), "ndarray"), (lambda x: x.to(torch.complex64), "complex64"), (lambda x: x.long(), "int64"),
+    (lambda x: x > 0, "bool"),
     (lambda x: x * math.nan, "NaN or inf"), (lambda x: torch.where(x == x[1, 0], math.inf, x), "1 of 3 samples, first sample 1"),
     (lambda x: x.detach().add_(1.0), "in place"), (lambda x: x.to("meta"), "meta")]
 PATHS = {
@@ -120,7 +121,7 @@ def test_what_the_caller_raises_passes_and_leaves_everything_as_it_was(path, err
     fresh = whole()
     before = torch.random.get_rng_state()
     broken = Net(raises)
-    with pytest.raises(error, match="^mine$"):
+    with pytest.raises(error, match=r"^mine$"):
         PATHS[path](lambda x, c, **conditions: broken(layer(x), c))
     assert torch.equal(before, torch.random.get_rng_state()) and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
     assert layer.training and torch.get_default_dtype() == torch.float32 and len(layer._forward_hooks) == 1
@@ -149,7 +150,8 @@ def test_an_interrupted_training_leaves_the_network_in_its_mode():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    (lambda x: None, "drift"), (lambda x: x[:1], "shape"), (lambda x: x * math.nan, "step 2"), (lambda x: x.to(torch.complex64), "complex64")])
+    (lambda x: None, "drift"), (lambda x: x[:1], "shape"), (lambda x: x * math.nan, "step 2"),
+    (lambda x: x.to(torch.complex64), "complex64")])
 def test_a_simulation_names_what_its_callables_return(wrong, message):
     net = Net(wrong)
     with pytest.raises((TypeError, ValueError), match=message):

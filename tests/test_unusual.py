@@ -1,5 +1,6 @@
 """Legitimate but unusual calls are served: layouts, modes, dtypes, gradients, threads, copies, processes. And work is finite for every
 finite input."""
+import contextlib
 import copy
 import math
 import multiprocessing
@@ -10,7 +11,21 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import VPSDE, from_network, from_score, grids, guidance, inverse, likelihood, method, methods, operators, random, sample, targets
+from sdediff import (
+    VPSDE,
+    from_network,
+    from_score,
+    grids,
+    guidance,
+    inverse,
+    likelihood,
+    method,
+    methods,
+    operators,
+    random,
+    sample,
+    targets,
+)
 from sdediff.testing import doors
 
 SDE, F64 = VPSDE(), torch.float64
@@ -46,10 +61,12 @@ def test_layouts_are_one_and_the_same_state(name):
 
 
 @pytest.mark.parametrize("call", [
-    lambda x: sdediff.encode(SDE, SCORE, x, method="heun", steps=2), lambda x: sdediff.log_prob(SDE, SCORE, x, method="heun", steps=2).value,
+    lambda x: sdediff.encode(SDE, SCORE, x, method="heun", steps=2), lambda x: sdediff.log_prob(SDE, SCORE, x, method="heun",
+    steps=2).value,
     lambda x: sdediff.elbo(SDE, SCORE, x, draws=4, seed=0).value, lambda x: sdediff.renoise(SDE, x, 0.5, seed=0),
     lambda x: sdediff.denoise_from(SDE, SCORE, x, 0.5, steps=2, seed=0), lambda x: sdediff.round_trip(SDE, SCORE, x, steps=2).back,
-    lambda x: sdediff.simulate(SDE, x, steps=2, seed=0).x], ids=["encode", "log_prob", "elbo", "renoise", "denoise_from", "round_trip", "simulate"])
+    lambda x: sdediff.simulate(SDE, x, steps=2, seed=0).x], ids=["encode", "log_prob", "elbo", "renoise", "denoise_from", "round_trip",
+    "simulate"])
 @pytest.mark.parametrize("shape", [(0, 2), (1, 2), (3,), (2, 3, 1), (1, 2, 2, 2), (1, 1, 2, 2, 2)])
 def test_every_door_takes_states_of_any_rank_and_any_batch(call, shape):
     x = 0.3 * random.WhiteNoise(0, shape).normal()
@@ -123,16 +140,19 @@ def test_threads_and_interleaved_loops_do_not_meet():
         for got in (list(pool.map(run, jobs)), list(pool.map(run, jobs))):
             assert all(map(torch.equal, got, want))
     levels = SDE.levels([0.9, 0.6, 0.3, 0.1])
-    loop = lambda seed: sdediff.iterate(sdediff.ReverseSDE(SDE, SCORE, 1.0), method("sa-solver").solver, X, levels, random.WhiteNoise(seed, X.shape, dtype=F64))
+    loop = lambda seed: sdediff.iterate(sdediff.ReverseSDE(SDE, SCORE, 1.0), method("sa-solver").solver, X, levels,
+        random.WhiteNoise(seed, X.shape, dtype=F64))
     alone, together = [[s.x for s in loop(k)] for k in (0, 1)], list(zip(loop(0), loop(1)))
-    assert all(torch.equal(a.x, b) for (a, _), b in zip(together, alone[0])) and all(torch.equal(a.x, b) for (_, a), b in zip(together, alone[1]))
+    assert all(torch.equal(a.x, b) for (a, _), b in zip(together, alone[0])) and all(torch.equal(a.x, b) for (_, a),
+        b in zip(together, alone[1]))
 
 
 KNOWN = operators.Mask(torch.tensor([True, False]))
 OBJECTS = {
     **{f"method {name}": method(name) for name in NAMES}, "method mala": method("mala", density=TARGET.log_prob),
     **{name: sdediff.sample_info(SDE, SCORE, shape=(2, 2), method="ddim", steps=2, seed=0) for name in ("sample_info",)},
-    **{f"process {type(p).__name__}": p for p in (SDE, sdediff.SubVPSDE(), sdediff.CosineVPSDE(), sdediff.VESDE(), sdediff.EDMSDE(), sdediff.RectifiedFlow(),
+    **{f"process {type(p).__name__}": p for p in (SDE, sdediff.SubVPSDE(), sdediff.CosineVPSDE(), sdediff.VESDE(), sdediff.EDMSDE(),
+    sdediff.RectifiedFlow(),
                                                  VPSDE.from_betas([0.5] * 12), sdediff.VESDE.from_sigmas([0.1, 1.0]))},
     **{f"grid {name}": make() for name, make in grids.GRIDS.items()}, "level": SDE.at(0.5),
     "network score": SCORE, "function score": from_score(torch.neg), "classifier": sdediff.from_classifier(tanh),
@@ -142,7 +162,8 @@ OBJECTS = {
     **{f"operator {type(o).__name__}": o for o in (KNOWN, operators.Matrix([[1.0, 2.0]]), operators.Downsample((1, 4, 4)),
                                                   operators.Colourise((3, 2, 2)), operators.Blur((1, 4, 4)))},
     "white": random.WhiteNoise(0, (2, 2)), "brownian": random.BrownianPath(0, (2, 2)),
-    **{f"target {name}": targets.toy(name) for name in targets.TOYS}, "gaussian": targets.Gaussian([0.0, 1.0]), "empirical": targets.Empirical([[0.0], [1.0]]),
+    **{f"target {name}": targets.toy(name) for name in targets.TOYS}, "gaussian": targets.Gaussian([0.0, 1.0]),
+    "empirical": targets.Empirical([[0.0], [1.0]]),
     "conditional": TARGET.conditional, "bins": likelihood.Bins(), "prediction": sdediff.Prediction(X, SDE.at(0.5), eps=X),
     "log_prob": sdediff.log_prob(SDE, SCORE, X, method="heun", steps=2), "bound": sdediff.elbo(SDE, SCORE, X, draws=4, seed=0),
     "errors": (sdediff.NetworkError("n"), sdediff.StepBudgetError("s"))}
@@ -156,7 +177,8 @@ def test_public_objects_are_copied_and_pickled(name):
         assert repr(other).split(" at 0x")[0] == repr(one).split(" at 0x")[0]
 
 
-@pytest.mark.parametrize("name", ["process VPSDE", "process ChainVPSDE", "method dpm++2m", "network score", "target rings", "white", "brownian"])
+@pytest.mark.parametrize("name", ["process VPSDE", "process ChainVPSDE", "method dpm++2m", "network score", "target rings", "white",
+    "brownian"])
 def test_a_copy_gives_the_same_samples(name):
     one = OBJECTS[name]
     other = pickle.loads(pickle.dumps(one))
@@ -212,13 +234,10 @@ def test_work_is_finite_whatever_the_score(name, rough):
     budget = next(({k: 200} for k in ("max_steps", "max_calls") if k in sdediff.recipes.options(name)), {})
     tight = {"rtol": 1e-12, "atol": 0.0} if "rtol" in sdediff.recipes.options(name) else {}
     score = Limited(ROUGH[rough], 6000)
-    try:
-        out = sample(SDE, from_score(score), x_init=X, method=name, steps=3, seed=0, **budget, **tight)
-    except (sdediff.StepBudgetError, sdediff.NetworkError, ValueError) as error:
-        assert str(error)
-    else:
-        assert out.shape == X.shape
-    assert score.calls >= 1
+    named = contextlib.suppress(sdediff.StepBudgetError, sdediff.NetworkError, ValueError)
+    with named:
+        assert sample(SDE, from_score(score), x_init=X, method=name, steps=3, seed=0, **budget, **tight).shape == X.shape
+    assert 1 <= score.calls <= score.most
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "rtol" in sdediff.recipes.options(name)])

@@ -46,7 +46,7 @@ class Langevin(Solver):
         choice("rule", self.rule, ("level", "norm"))
         function("density", self.density, "(x, level) -> (B,), target.log_prob", none=True)
         if self.density is not None and self.rule != "level":
-            raise ValueError(f"rule={self.rule!r}: the Metropolis correction has a step size by level; expected rule='level' with density=.")
+            raise ValueError(f"rule={self.rule!r}: the Metropolis correction takes its step size from the level; expected rule='level'.")
 
     @property
     def weak_order(self) -> None:

@@ -23,7 +23,8 @@ class Chain(Solver):
     corrector: Solver
 
     def __post_init__(self) -> None:
-        instance("predictor", self.predictor, Solver, "a solver such as sdediff.solvers.DDIM()"), instance("corrector", self.corrector, Solver, "a solver such as sdediff.solvers.DDIM()")
+        for name in ("predictor", "corrector"):
+            instance(name, getattr(self, name), Solver, "a solver such as sdediff.solvers.DDIM()")
 
     order = None
 

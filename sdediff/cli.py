@@ -198,6 +198,9 @@ def _said(argv: Sequence[str], names: Sequence[str]) -> dict[str, str]:
             given = settings(Path(value))
             if (out := Path(str(given.get("out") or "."))).is_absolute() or ".." in out.parts:
                 raise ValueError(f"config='{value}': out='{out}' leads out of this folder; expected a name in it, or --out on the line.")
+            for name in ("network", "training"):            # a word would be the path of a file, or of a class to import
+                if not isinstance(given.get(name, {}), dict):
+                    raise ValueError(f"config='{value}': {name}={given[name]!r}; expected its settings, such as {{{name}: {{...}}}}.")
             said |= {k: str(given[k]) for k in names if k in given}
         elif option[2:] in names:
             said[option[2:]] = value

@@ -36,6 +36,7 @@ from .score import NetworkScore, from_network
 from .sde import SDE, process
 from .training import TrainingConfig
 
+NESTED = 20                 # lists in lists of settings
 CONFIG, CHECKPOINT, METRICS, TUNED = "config.yaml", "checkpoint.safetensors", "metrics.json", "tuned.json"
 # Steps where none are asked for: enough that a method's own error is small beside the noise of 4000 samples.
 STEPS = {"euler-maruyama": 300, "reverse-diffusion": 300, "torchsde-euler": 300, "pc": 150, "ddpm": 200, "dpm++2m-sde": 100,
@@ -199,15 +200,20 @@ def prepare(out: Path, config: str, *, resume: bool, overwrite: bool, dry: bool 
 
 def settings(path: Path) -> dict[str, Any]:
     """The settings of a YAML file. ValueError, with its name, where it is no mapping of names, or holds aliases, which can unfold without
-    end."""
+    end, or the path of a class or another file, which would be imported or read."""
     import yaml
     try:
-        text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it holds an alias, *NAME")
+        text, depth = path.read_text(encoding="utf-8"), 0
+        for event in yaml.parse(text, yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent) or depth > NESTED:
+                raise ValueError(f"it holds an alias, *{event.anchor}" if depth <= NESTED else f"its lists are {depth} deep")
         tree = yaml.safe_load(text)
         if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
             raise ValueError(f"it holds {type(tree).__name__}")
+        for name in _flat(tree):
+            if {"class_path", "init_args", "config"} & set(name.split(".")):
+                raise ValueError(f"{name} would import or read what it names")
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"'{path}' cannot be read ({' '.join(str(error).split())}); expected settings in YAML, NAME: VALUE, as "
                          "`--print_config` shows them.") from None

@@ -74,7 +74,7 @@ from .contracts import choice, integer, real, state
 from .progress import bar
 from .random import WhiteNoise
 from .ranks import ALONE, Ranks
-from .score import NetworkClassifier, NetworkError, NetworkScore, Prediction, Score, log_posterior
+from .score import NetworkClassifier, NetworkError, NetworkScore, Prediction, Score, from_classifier, from_network, log_posterior
 from .sde import SDE, NoiseLevel, likelihood_law
 
 # -- the loss ---------------------------------------------------------------------------------------------------------
@@ -340,10 +340,8 @@ class Checkpoint:
     @property
     def sde(self) -> SDE:
         """The process it was trained under; raises ValueError where the file does not determine it (a LinearSDE)."""
-        try:
+        with _said_in(self.path):
             return build_sde(self.document["sde"])
-        except (TypeError, ValueError) as e:
-            raise ValueError(f"{self.path}: {e}") from None
 
     def score(self, network: nn.Module, *, ema: bool = True) -> NetworkScore:
         """Load the weights (the average, or the last ones) into ``network``, such as ``nets.build(document["network"])``,
@@ -357,7 +355,8 @@ class Checkpoint:
         if time_input is None:
             raise ValueError(f"{self.path}: time_input was a function, which a file does not hold; expected a name. "
                              "from_network(network, predicts, time_input=...) takes the function again.")
-        return NetworkScore(network, self.document["predicts"], time_input, self.document["sigma_data"])
+        with _said_in(self.path):
+            return from_network(network, self.document["predicts"], time_input=time_input, sigma_data=self.document["sigma_data"])
 
     def classifier(self, network: nn.Module, *, ema: bool = True) -> NetworkClassifier:
         """The same for a classifier, of ``train_classifier``. Raises ValueError on a score's checkpoint."""
@@ -366,7 +365,8 @@ class Checkpoint:
         if self.document["predicts"] != CLASS or time_input is None:
             raise ValueError(f"{self.path}: it holds {'a score' if time_input else 'no name of the time input'}; expected a classifier's "
                              "checkpoint, made by train_classifier with a time_input that has a name.")
-        return NetworkClassifier(network, time_input)
+        with _said_in(self.path):
+            return from_classifier(network, time_input=time_input)
 
     def autoencoder(self, network: nn.Module, *, ema: bool = True) -> nn.Module:
         """The same for an autoencoder, of ``train_autoencoder``. Raises ValueError on another checkpoint."""
@@ -374,6 +374,15 @@ class Checkpoint:
             raise ValueError(f"{self.path}: it holds no autoencoder; expected a checkpoint made by train_autoencoder.")
         _load(network, self.parts["ema" if ema else "network"], self.path)
         return network
+
+
+@contextlib.contextmanager
+def _said_in(path: Path) -> Iterator[None]:
+    """An error is about what a file says, and names it."""
+    try:
+        yield
+    except (TypeError, ValueError, OverflowError) as e:
+        raise ValueError(f"{path}: {e}") from None
 
 
 def previous(path: str | Path) -> Path:

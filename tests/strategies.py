@@ -1,12 +1,15 @@
-"""What the tests draw from: one instance of every process (with its coefficients, written down independently), random
-processes, beta tables, levels away from the ends, shapes."""
+"""What the tests draw from: one instance of every process, with its coefficients, written down independently; and what
+``sdediff.testing.strategies`` draws."""
 import math
 
 import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from sdediff.sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, NoiseLevel, RectifiedFlow, SubVPSDE
+from sdediff.sde import EDMSDE, SDE, VESDE, VPSDE, CosineVPSDE, LinearSDE, RectifiedFlow, SubVPSDE
+from sdediff.testing.strategies import betas, levels, processes, seeds, shapes, times
+
+__all__ = ["BETAS", "LARGE", "PROCESSES", "SIGMAS", "betas", "coefficients", "levels", "names", "processes", "seeds", "shapes", "times"]
 
 BETAS = (0.02, 0.3, 0.1, 0.55, 0.2)
 SIGMAS = (0.05, 0.3, 1.0, 7.0)
@@ -66,55 +69,3 @@ def coefficients(name: str):
 
 
 names = st.sampled_from(list(PROCESSES))
-seeds = st.integers(0, 2**63 - 1)
-
-
-@st.composite
-def betas(draw, max_size: int = 60, low: float = 1e-4, high: float = 0.98) -> list[float]:
-    """A beta table of any length, any order, inside (0, 1)."""
-    return draw(st.lists(st.floats(low, high), min_size=1, max_size=max_size))
-
-
-@st.composite
-def processes(draw) -> SDE:
-    """A process of any kind with random parameters (LinearSDE: the fixed ones, which cost an integration each)."""
-    kind = draw(st.sampled_from(["vp", "sub-vp", "cosine", "ve", "edm", "flow", "chain", "ladder", "fixed"]))
-    if kind in ("vp", "sub-vp"):
-        low = draw(st.floats(1e-3, 3.0))
-        return (VPSDE if kind == "vp" else SubVPSDE)(low, low + draw(st.floats(0.0, 30.0)))
-    if kind == "cosine":
-        return CosineVPSDE(offset=draw(st.floats(0.0, 0.1)), t_max=draw(st.floats(0.5, 1.0)))
-    if kind == "ve":
-        low = draw(st.floats(1e-3, 0.5))
-        return VESDE(low, low * draw(st.floats(2.0, 1e4)), subtract_min=draw(st.booleans()))
-    if kind == "edm":
-        return EDMSDE(sigma_max=draw(st.floats(0.5, 200.0)))
-    if kind == "chain":
-        return VPSDE.from_betas([*draw(betas(12)), *draw(st.sampled_from([[], [1.0]]))])
-    if kind == "ladder":
-        gaps = draw(st.lists(st.floats(0.05, 3.0), min_size=1, max_size=8))
-        return VESDE.from_sigmas(np.cumsum(gaps))
-    return RectifiedFlow() if kind == "flow" else PROCESSES[draw(names)]
-
-
-@st.composite
-def times(draw, sde: SDE, low: float = 0.0, high: float = 1.0) -> float:
-    """A time in [low, high] t_max."""
-    return sde.t_max * draw(st.floats(low, high))
-
-
-@st.composite
-def levels(draw, least: float = 0.03) -> tuple[SDE, NoiseLevel]:
-    """A process and a level of it with alpha/sigma in [least, 1/least]: away from both ends."""
-    sde = draw(processes())
-    cap = abs(math.log(least))
-    low = max(-cap, sde.at(sde.t_max).lam)
-    high = min(cap, sde.at(0.0).lam)
-    return sde, sde.level_of(low + (max(high, low) - low) * draw(st.floats(0.02, 0.98)))
-
-
-@st.composite
-def shapes(draw, max_batch: int = 6, max_rank: int = 5) -> tuple[int, ...]:
-    """(B, *D), of rank 1 (no event axis) to ``max_rank``."""
-    rank = draw(st.integers(1, max_rank))
-    return (draw(st.integers(1, max_batch)), *(draw(st.integers(1, 4)) for _ in range(rank - 1)))

@@ -6,6 +6,7 @@ system's limit on the size of a file is."""
 import ast
 import dataclasses
 import errno
+import itertools
 import json
 import mmap
 import os
@@ -415,10 +416,8 @@ def test_a_disk_that_is_full(tmp_path):
 
 
 def filled(path):
-    with open(path, "wb", buffering=0) as file:
-        with pytest.raises(OSError, match="No space left on device"):
-            while True:
-                file.write(b"x" * 4096)
+    with open(path, "wb", buffering=0) as file, pytest.raises(OSError, match="No space left on device"):
+        all(file.write(b"x" * 4096) for _ in itertools.count())
 
 
 def _stopping(step, error):

@@ -1,11 +1,10 @@
 """How the library answers wrong and unusual calls: every case of ``sdediff.testing.doors``, by public entry point.
 
-    python benchmarks/reliability.py            # some two minutes; writes results/reliability.csv and docs/reliability/README.md
+    python benchmarks/reliability.py            # some four minutes; writes results/reliability*.csv and docs/reliability/README.md
 """
 from __future__ import annotations
 
 import csv
-import json
 import pathlib
 import warnings
 from collections import Counter
@@ -14,7 +13,8 @@ from sdediff.testing import doors
 from sdediff.testing.domains import cases, trial
 
 ROOT = pathlib.Path(__file__).parent
-TABLE, PAGE, MORE = ROOT / "results" / "reliability.csv", ROOT.parent / "docs" / "reliability" / "README.md", ROOT / "results" / "fuzz.json"
+TABLE, FILES = ROOT / "results" / "reliability.csv", ROOT / "results" / "reliability_files.csv"
+PAGE = ROOT.parent / "docs" / "reliability" / "README.md"
 KINDS = ("refused", "served", "unclear", "silent")
 
 
@@ -22,24 +22,35 @@ def measured() -> list[dict[str, object]]:
     """A row for each entry point."""
     rows = []
     for name, door in doors.DOORS.items():
-        found, total = Counter[str](), 0
+        found, tried = Counter[str](), 0
         for case in cases(door):
             outcome = trial(case, lambda: doors.NETWORK.calls)
-            total += 1
+            tried += 1
             found[outcome.kind if outcome.kind in ("refused", "silent") or not case.wrong else "unclear"] += 1
-        rows.append({"entry": name, "cases": total, **{kind: found[kind] for kind in KINDS}})
+        rows.append({"entry": name, "cases": tried, **{kind: found[kind] for kind in KINDS}})
     return rows
 
 
-def page(rows: list[dict[str, object]]) -> str:
-    """The page, from the table alone."""
+def table(of: str, rows: list[dict[str, object]]) -> str:
+    """A Markdown table of rows, their total first."""
     line = lambda row: f"| {row['entry']} | " + " | ".join(str(row[key]) for key in ("cases", *KINDS)) + " |"
-    total = {"entry": "**all**", **{key: sum(int(str(row[key])) for row in rows) for key in ("cases", *KINDS)}}
+    return "\n".join((f"| {of} | cases | refused | served | unclear | silent |", "|---|---|---|---|---|---|",
+        *map(line, (total(rows), *rows))))
+
+
+def total(rows: list[dict[str, object]]) -> dict[str, object]:
+    """The sum of all rows."""
+    return {"entry": "**all**", **{key: sum(int(str(row[key])) for row in rows) for key in ("cases", *KINDS)}}
+
+
+def page(rows: list[dict[str, object]], damaged: list[dict[str, object]]) -> str:
+    """The page, from the two tables alone."""
     return f"""# Wrong calls and unusual ones
 
-Every argument of every public callable has a declared domain: a type, a range, finiteness, an order, a shape (`sdediff/testing/doors.py`).
-From these domains calls are made, {total['cases']} of them: for each argument in turn, a valid call with that argument replaced. What came
-back is counted below, by entry point ({len(rows)} of them, the options of every method included).
+Every argument of the public callables below has a declared domain: a type, a range, finiteness, an order, a shape
+(`sdediff/testing/doors.py`).
+From these domains calls are made, {total(rows)['cases']} of them: for each argument in turn, a valid call with that argument replaced.
+What came back is counted below, by entry point ({len(rows)} of them, the options of every method included).
 
 *How it is counted.* Values outside a domain are one pool of wrong things (no value, True, whole numbers and fractions of both signs, NaN,
 both infinities, a complex number, an integer beyond all floats, strings, bytes, empty and wrong containers, an object and a class, tensors
@@ -56,41 +67,48 @@ What a network may do wrong, and what a caller may raise, is in `tests/test_faul
 and processes, and that work ends whatever the score, in `tests/test_unusual.py`; files, checkpoints and interruptions in
 `tests/test_durability.py`. Networks, training, data, plots and the instruments of `sdediff.testing` are not in this table: their arguments
 are checked by hand, in the tests of these modules.
-{more()}
-| entry point | cases | refused | served | unclear | silent |
-|---|---|---|---|---|---|
-{line(total)}
-{chr(10).join(map(line, rows))}
 
-Made by `python benchmarks/reliability.py`; the numbers are those of `benchmarks/results/reliability.csv`.
+## By public entry point
+
+{table('entry point', rows)}
+
+## By reader of files
+
+Each reader is given its own valid files with bits turned, pieces cut out, doubled, moved or put in, and files made for harm
+(`sdediff/testing/fuzz.py`, which says what counts as what).
+
+{table('reader', damaged)}
+
+Made by `python benchmarks/reliability.py`; the numbers are those of `benchmarks/results/reliability.csv`
+and `reliability_files.csv`.
 """
 
 
-def more() -> str:
-    """What other tests counted of files, where they have left it."""
-    if not MORE.exists():
-        return ""
-    rows = json.loads(MORE.read_text())
-    return "\n| files | inputs tried | refused | served |\n|---|---|---|---|\n" + "".join(
-        f"| {name} | {row['tried']} | {row['refused']} | {row['served']} |\n" for name, row in rows.items())
+def files() -> list[dict[str, object]]:
+    """A row for each reader of files, on damaged and forged ones."""
+    from sdediff.testing import fuzz
+    return [{"entry": row.entry, "cases": row.tried, **{kind: getattr(row, kind) for kind in KINDS}} for row in fuzz.rows()]
 
 
-def read() -> list[dict[str, object]]:
-    """The committed table."""
-    with TABLE.open() as file:
+def read(path: pathlib.Path) -> list[dict[str, object]]:
+    """A committed table."""
+    with path.open() as file:
         return [dict(row) for row in csv.DictReader(file)]
+
+
+def write(path: pathlib.Path, rows: list[dict[str, object]]) -> None:
+    """Writes a table."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ("entry", "cases", *KINDS), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    rows = measured()
-    with TABLE.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ("entry", "cases", *KINDS), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write(TABLE, measured())
+    write(FILES, files())
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(read()))
-    print(page(read()).split("|---|\n", 1)[-1].splitlines()[0])
-    for row in rows:
-        if row["unclear"] or row["silent"]:
-            print(row)
+    PAGE.write_text(page(read(TABLE), read(FILES)))
+    for found in (read(TABLE), read(FILES)):
+        print(total(found), *(row for row in found if row["unclear"] != "0" or row["silent"] != "0"), sep="\n")

@@ -733,11 +733,14 @@ def _interval(x: Tensor, alpha: Any, sigma: Any, left: Tensor, side: float) -> t
 # -- numbers in, nodes out ----------------------------------------------------------------------------------------------
 def _classes(labels: Any, weights: Tensor) -> Tensor:
     """Labels (K,) of components with these weights, checked."""
-    y = torch.as_tensor(labels, device="cpu")
+    try:
+        y = torch.as_tensor(labels, device="cpu")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise TypeError(f"labels={shown(labels)}: expected {len(weights)} integers >= 0, the class of each component.") from None
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.shape != weights.shape or bool((y < 0).any()):
-        raise ValueError(f"labels={labels!r}: expected {len(weights)} integers >= 0, the class of each component.")
+        raise ValueError(f"labels={shown(labels)}: expected {len(weights)} integers >= 0, the class of each component.")
     if bool((torch.bincount(y, weights) == 0).any()):
-        raise ValueError(f"labels={labels!r}: a class has no weight; expected labels 0..C-1, each of a component with a positive weight.")
+        raise ValueError(f"labels={shown(labels)}: a class has no weight; expected labels 0..C-1, each of a component that has some.")
     return y.long()
 
 

@@ -275,7 +275,7 @@ def test_wrappers_refuse_memory_and_noise_inside(wrap, inner):
 
 
 REFUSED = [("sa-solver", {"tau": -0.1}, "tau"), ("sa-solver", {"tau": math.nan}, "tau"), ("sa-solver", {"corrector": 6}, "corrector"),
-           ("sa-solver", {"predictor": 0}, "nodes"), ("sa-solver", {"corrector": 0, "kernel": "bh1"}, "kernel"),
+           ("sa-solver", {"predictor": 0}, "predictor"), ("sa-solver", {"corrector": 0, "kernel": "bh1"}, "kernel"),
            ("sa-solver", {"kernel": "published"}, "kernel"), ("edm-stochastic", {"S_churn": -1.0}, "S_churn"),
            ("edm-stochastic", {"S_tmin": 2.0, "S_tmax": 1.0}, "S_tmax"), ("edm-stochastic", {"S_noise": -1.0}, "S_noise"),
            ("restart", {"intervals": [(0.3, 0.06, 2)]}, "high"), ("restart", {"intervals": [(0.1, 0.3)]}, "intervals"),

@@ -29,7 +29,7 @@ Rows = tuple[tuple[float, ...], ...]
 
 
 def correction(history: Sequence[Prediction], s: NoiseLevel, a: Sequence[Any], b: Sequence[Any]) -> Any:
-    """The sums of theory, eq. (36) at level s; ``history``: predictions, the latest first. Coefficients are numbers, or elements of tensors."""
+    """The sums of theory, eq. (36) at level s, ``history`` predictions, the latest first. Coefficients: numbers or elements of tensors."""
     latest, total = history[0], 0.0
     for p, a_j, b_j in zip(history[1:len(a) + 1], a, b, strict=True):
         total = total + (s.alpha * a_j) * p.x0 + (s.sigma * b_j) * p.eps

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..contracts import integer
 from ..equation import ReverseSDE
 from ..random import Noise
-from ..score import Prediction
+from ..score import Prediction, differentiated
 from ..sde import NoiseLevel
 from .base import LONG, Multistep, State
 from .exponential import infinite_step
@@ -31,8 +31,8 @@ def linearised(eq: ReverseSDE, x: Tensor, t: NoiseLevel) -> tuple[Prediction, Te
     """The prediction at (x, t), and the Jacobian d x0/dx of every sample, (B, d, d)."""
     _refuse_forms(x)
     tracked = torch.is_grad_enabled() and x.requires_grad       # then gradients flow through the Jacobian too
-    with torch.enable_grad():
-        start = x if tracked else x.detach().requires_grad_()
+    with differentiated():
+        start = x if tracked else x.detach().clone().requires_grad_()
         p = eq.predict(start.clone(), t)        # a clone: a model's edit in place is then named
         x0 = rows(p.x0)
         if not x0.requires_grad:                # a model that does not look at x, such as a point mass

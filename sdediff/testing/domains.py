@@ -276,7 +276,7 @@ class Instance(Domain):
 @dataclass(frozen=True)
 class Numbers(Domain):
     """Real finite numbers in [low, high] as nested sequences or an array: of these ranks; along the first axis ``length``, or ``least`` and
-    more."""
+    more; ``whole``: integers."""
 
     ranks: tuple[int, ...] = (1,)
     length: int | None = None
@@ -285,6 +285,7 @@ class Numbers(Domain):
     least: int = 1
     none: bool = False
     inside: tuple[Any, ...] = ()
+    whole: bool = False
 
     @property
     def edges(self) -> tuple[Any, ...]:                                                      # type: ignore[override]
@@ -301,7 +302,7 @@ class Numbers(Domain):
             return False
         try:
             array = np.asarray(value.numpy() if isinstance(value, Tensor) else value)
-            finite = array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
+            finite = array.dtype.kind in ("iu" if self.whole else "iuf") and bool(np.isfinite(array).all())
         except (TypeError, ValueError):
             return False
         if array.ndim == 1 and not array.size and isinstance(value, (list, tuple, Tensor)):

@@ -360,7 +360,8 @@ door(PATH.value, {"c": 0.5}, {"c": Real(0.0, 1.0, inside=(0.0, 1.0))}, name="Bro
 MEANS = [[-1.0, 0.5], [1.0, -0.5]]
 door(targets.GaussianMixture, {"means": MEANS}, {
     "means": Numbers((2,), 2, inside=(X,)), "covs": Numbers((0, 1, 2, 3), 2, 0.0, inside=(0.5, [0.5, 0.25], X**2)),
-    "weights": Numbers((1,), 2, 0.0, none=True, inside=([1.0, 0.0],)), "labels": Free("see its own"), "name": Text()},
+    "weights": Numbers((1,), 2, 0.0, none=True, inside=([1.0, 0.0],)),
+    "labels": Numbers((1,), 2, 0, 1, none=True, whole=True, inside=([0, 1], [0, 0])), "name": Text()},
      also={"covs": ("covs", "cov")})
 door(targets.Gaussian, {"mean": [0.0, 1.0]}, {"mean": Numbers((1,), inside=(X[0],)),
     "cov": Numbers((0, 1, 2), 2, 0.0, inside=(0.5, [0.5, 0.25])), "name": Text()},

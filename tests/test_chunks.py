@@ -221,8 +221,11 @@ def test_wrong_calls_are_refused_before_the_first_network_call(tmp_path, monkeyp
     assert not counted.calls and not os.listdir(tmp_path)
 
 
-def test_the_bar_counts_chunks(capsys, tmp_path):
+def test_the_bar_counts_chunks(capsys, tmp_path, monkeypatch):
     draw(chunk=8, out=tmp_path / "x.npy", progress=True)
+    assert capsys.readouterr().err == ""                    # in a pipe what is short is silent
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    draw(chunk=8, out=tmp_path / "y.npy", progress=True)
     assert "0/7" in capsys.readouterr().err
 
 

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from .contracts import instance, real
-from .score import Prediction, Score
+from .score import Prediction, Score, differentiated
 from .sde import A_PROCESS, SDE, NoiseLevel
 
 
@@ -171,7 +171,8 @@ def with_density(eq: ReverseSDE, event: Sequence[int], divergence: Callable[[Ten
 
     ``divergence``: (v, x, graph) -> (B, n), n values or estimates of div v at x, by differentiating v, which is a function of x row by row.
     It is called with gradients enabled, ``graph`` where its result must be differentiable too: gradients with respect to z flow where
-    they are asked for. ValueError for an equation with eta > 0. TypeError for the symbols of a coefficient table.
+    they are asked for; a network that gives none raises NetworkError. ValueError for an equation with eta > 0. TypeError for the symbols of
+    a coefficient table.
     """
     if not eq.is_ode:
         raise ValueError(f"eta={eq.eta!r}: the density is carried by the probability flow alone; expected eta=0.")
@@ -181,7 +182,7 @@ def with_density(eq: ReverseSDE, event: Sequence[int], divergence: Callable[[Ten
         if not isinstance(z, Tensor):
             raise TypeError("the density needs the model's Jacobian, so this equation has no coefficient table.")
         tracked = torch.is_grad_enabled() and z.requires_grad
-        with torch.inference_mode(False), torch.enable_grad():
+        with differentiated():
             m = NoiseLevel(*(v.reshape(-1, *[1] * len(event)).clone() if isinstance(v, Tensor) and v.ndim else v for v in level))
             x = z[:, :d].reshape(len(z), *event) if tracked else z[:, :d].reshape(len(z), *event).clone().requires_grad_().clone()
             p = eq.predict(x, m)

@@ -191,18 +191,25 @@ def spread(condition: Any, rows: int) -> Any:
 _DIFFERENTIATED: ContextVar[bool] = ContextVar("differentiated", default=False)
 
 
+@contextlib.contextmanager
+def differentiated() -> Iterator[None]:
+    """Gradients are enabled, and a network without one is refused."""
+    token = _DIFFERENTIATED.set(True)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        _DIFFERENTIATED.reset(token)
+
+
 def pullback(score: Score, x: Tensor, level: NoiseLevel) -> tuple[Prediction, Callable[[Tensor], Tensor]]:
     """What ``score`` says about x (B, *D), and v -> J^T v for its Jacobian J = d x0/dx, sample by sample: one backward pass each. Gradients
     flow on where they are asked for (x requires them and they are enabled); else all is detached."""
     graph = torch.is_grad_enabled() and x.requires_grad
-    token = _DIFFERENTIATED.set(True)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            at = x if graph else x.detach().clone().requires_grad_()
-            p = score(at, level)
-            x0 = p.x0
-    finally:
-        _DIFFERENTIATED.reset(token)
+    with differentiated():
+        at = x if graph else x.detach().clone().requires_grad_()
+        p = score(at, level)
+        x0 = p.x0
 
     def pull(v: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():

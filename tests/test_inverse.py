@@ -383,12 +383,14 @@ def test_a_network_without_a_gradient_is_refused_whatever_it_predicts(predicts, 
             return 0.1 * (x.detach() if how == "detach" else x)
 
     score = sdediff.from_network(net, predicts)
-    for call in (lambda: sdediff.sample(VP, inverse.pigdm(score, SEEN, 0.1, Y1), shape=(4, 2), method="ddim", grid=[0.5, 0.4]),
-                 lambda: sdediff.sample(VP, observe(score, SEEN, 0.1, Y1), shape=(4, 2), method="dps", grid=[0.5, 0.4]),
-                 lambda: sdediff.sample(VP, observe(score, SEEN, 0.1, Y1), shape=(4, 2), method="smc", particles=4, grid=[0.5, 0.4])):
+    for call in (lambda: sdediff.sample(VP, inverse.pigdm(score, SEEN, 0.1, Y1), x_init=torch.ones(4, 2), method="ddim", grid=[0.5, 0.4]),
+                 lambda: sdediff.sample(VP, observe(score, SEEN, 0.1, Y1), x_init=torch.ones(4, 2), method="dps", grid=[0.5, 0.4]),
+                 lambda: sdediff.sample(VP, observe(score, SEEN, 0.1, Y1), x_init=torch.ones(4, 2), method="smc", particles=4, grid=[0.5, 0.4]),
+                 lambda: sdediff.sample(VP, score, x_init=torch.ones(4, 2), method="rosenbrock-1", grid=[0.5, 0.4]),
+                 lambda: sdediff.log_prob(VP, score, torch.ones(4, 2), t_end=0.5)):
         with pytest.raises(sdediff.NetworkError, match=r"network net at t=0\.5: its output has no gradient"):
             call()
-    assert torch.isfinite(sdediff.sample(VP, score, shape=(4, 2), method="ddim", grid=[0.5, 0.4])).all()
+    assert torch.isfinite(sdediff.sample(VP, score, x_init=torch.ones(4, 2), method="ddim", grid=[0.5, 0.4])).all()
 
 
 def test_an_observation_is_seen_through_a_temperature():

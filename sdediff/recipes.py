@@ -432,7 +432,7 @@ def _restart(name: str, inner: str | Method = "edm-heun", intervals: Sequence[Se
     """An ODE method that solves intervals (low, high, repeats[, steps]) of sigma/alpha again with fresh noise (Xu et al. 2023)."""
     within = _deterministic(inner)
     such = "[(0.06, 0.3, 2)], rows (low, high, repeats) or (low, high, repeats, steps) in the units of sigma/alpha"
-    rows = [sequence(f"intervals[{i}]", row, such, 3) for i, row in enumerate(sequence("intervals", intervals, such))]
+    rows = [sequence(f"intervals[{i}]", row, such, 3) for i, row in enumerate(sequence("intervals", intervals, such, 0))]
     if any(len(row) > 4 for row in rows):
         raise ValueError(f"intervals={shown(intervals)}: expected {such}.")
     return Method(name, Restart(within.solver, tuple(Interval(*row) for row in rows)), grid=within.grid)

@@ -35,7 +35,7 @@ from sdediff.solvers import DDIM, Exponential, Langevin
 from sdediff.testing import gaussian_problem, mixture_problem
 
 F64 = torch.float64
-CHAIN = VPSDE.from_betas(np.linspace(1e-4, 0.02, 60))
+CHAIN = VPSDE.from_betas(np.linspace(1e-3, 0.3, 60))
 READABLE = {name for name in methods() if name.startswith(("rosenbrock", "rk45", "rk23", "dopri", "scipy", "torch", "gotta", "picard", "mala"))}
 LINEAR = [name for name in methods() if name not in READABLE]
 SETTINGS = [(VPSDE(), "eps", "t"), (EDMSDE(), "edm", "edm"), (RectifiedFlow(), "velocity", "t"), (CHAIN, "x0", "index"), (VPSDE(), "v", "lam"),

@@ -409,7 +409,7 @@ OPTIONS: dict[str, Domain] = {
     "exponent": Real(0.0, 1.0, "low", inside=(1.0,)),
     "inner": ONE_STEP, "S_churn": Real(0.0, inside=(0.0,)), "S_tmin": Real(0.0, inside=(0.0,)),
     "S_tmax": Real(0.0, infinite="inf", inside=(math.inf,)),
-    "S_noise": Real(0.0, inside=(0.0, 1.01)), "intervals": Each(Each(Real(0.0), 3, 4), 1, inside=([(0.06, 0.3, 2)], [[0.1, 0.5, 1, 2]])),
+    "S_noise": Real(0.0, inside=(0.0, 1.01)), "intervals": Each(Each(Real(0.0), 3, 4), 0, inside=([(0.06, 0.3, 2)], [[0.1, 0.5, 1, 2]], ())),
     "snr": positive(0.1),
     "corrector_steps": COUNT, "steps_per_level": COUNT, "rule": Choice(("level", "norm")), "window": COUNT, "tol": Real(0.0, inside=(0.1,)),
     "secant": Flag(), "repeats": COUNT, "jump": COUNT, "zeta": positive(0.5), "eta_b": UNIT,

@@ -285,7 +285,7 @@ def test_kills_at_random_moments(tmp_path, record_property, name, kills):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, stride", [("training", 5), ("sampling", 11), ("study", 43)])
+@pytest.mark.parametrize("name, stride", [("training", 9), ("sampling", 23), ("study", 61)])
 def test_kills_while_writing(tmp_path, record_property, name, stride):
     said = forked(f"t.killed_while_writing({name!r}, place / 'work', {stride})", tmp_path)
     record_property("kills", said["killed"])
@@ -349,7 +349,8 @@ def _writes(call):
 
 
 def test_everything_that_writes_goes_through_one_function():
-    found = {(path.relative_to(ROOT).as_posix(), ast.unparse(node.func)) for path in ROOT.rglob("*.py")
+    """All but ``testing.fuzz``, whose files are damaged on purpose and gone at its end."""
+    found = {(path.relative_to(ROOT).as_posix(), ast.unparse(node.func)) for path in set(ROOT.rglob("*.py")) - {ROOT / "testing/fuzz.py"}
              for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and _writes(node)}
     # what makes bytes for it, or calls it
     assert found == {("files.py", "open"), ("files.py", "os.replace"), ("training.py", "save"), ("training.py", "self.save")}

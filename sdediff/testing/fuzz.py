@@ -362,7 +362,8 @@ READERS = (
     Reader("sample(out=) going on, its note", "x.npy.partial.json", lambda: [_left()[1]], _continued, _same, _JSON,
            (_PICKLE, b"{}", b"[]")),
     Reader("sample(out=) going on, its file", "x.npy.partial", lambda: [_left()[0][:_HEAD] + _left()[0][-6:]], _continued, _same, (b"|O",)))
-SHARE = {"sdediff train --config": 0.1, "data.load of images": 0.3, "runs.read of a forged checkpoint": 0.5}       # of n
+SHARE = {"sdediff train --config": 0.05, "data.load of images": 0.3, "runs.read of a forged checkpoint": 0.5,
+         "sample(out=) going on, its note": 0.1, "sample(out=) going on, its file": 0.1}                # of n, of what takes longer
 
 
 def rows(n: int = 400, seed: int = 0) -> Iterator[Row]:

@@ -8,9 +8,9 @@ costs the memory of one chunk, and chunks may be drawn in any order, by any proc
 same where F is elementwise. A network's matrix products round differently for batches of different sizes; the boundaries a_k belong
 to the call, not to the processes that share it, so that their number changes no bit.
 
-*The file.* OUT.partial is the .npy header, the samples, and a byte for each chunk, 1 once its samples are on the disk; a process
-writes the bytes of its own chunks only. OUT.partial.json holds the call. When all is done the last bytes are cut off and the file takes its
-name. Chunks are written, not mapped: a full disk is an error that loses nothing, and the memory of the process stays flat.
+*The file.* OUT.partial is the .npy header, the samples, and a mark for each chunk: zeros, and once its samples are on the disk their
+digest, so that what goes on knows them again. A process writes the marks of its own chunks only. OUT.partial.json holds the call, and
+whether all is done: then the marks are cut off and the file takes its name. Chunks are written, not mapped: a full disk is an error that loses nothing, and the memory of the process stays flat.
 """
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from .progress import bar
 from .random import fresh_seed
 from .ranks import ALONE, Ranks
 
+MARK = 8                    # bytes
 NUMBERS = 1 << 15           # in a chunk where none is asked for: the activations of a small network then stay in the cache
 
 
@@ -162,9 +163,11 @@ class _Partial:
         np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": chunks.shape})
         self.header, self.row = header.getvalue(), math.prod(chunks.shape[1:]) * dtype.itemsize
         self.end = len(self.header) + chunks.shape[0] * self.row
+        self.whole = self.end + len(chunks) * MARK
+        self.there: dict[str, Any] = {}
         self.file: Any = None
         self.begun = False
-        self.pending: list[int] = []            # written, not marked yet
+        self.pending: dict[int, bytes] = {}     # written, not marked yet
         self.synced, self.cost = -math.inf, 0.0
 
     def open(self, create: bool = False) -> None:
@@ -186,37 +189,44 @@ class _Partial:
                 if (here := call.get(key)) != (begun := there["call"].get(key)):
                     raise ValueError(f"{key}={here!r}: '{self.partial}', begun by an earlier call, has {key}={begun!r}; expected the same "
                                      "arguments, to go on with it; overwrite=True begins again, another out= keeps both.")
-        if there is None or there["call"] != call or not self.goes_on(overwrite):
-            there = {"call": call, "fresh": fresh_seed() if self.chunks.seed is None and self.chunks.draws else None}
+        if there is None or there["call"] != call or not self.goes_on(there["done"], overwrite):
+            there = {"call": call, "fresh": fresh_seed() if self.chunks.seed is None and self.chunks.draws else None, "done": False}
             self.note.unlink(missing_ok=True)
             with self.saving():
                 self.file.truncate(0)
                 self.file.seek(0)
                 self.file.write(self.header)
-                self.file.truncate(self.end + len(self.chunks))
+                self.file.truncate(self.whole)
                 _sync(self.file)
-            files.sweep(self.note.parent, self.note.name)
-            files.write(self.note, json.dumps({**there, "digest": fingerprint(there)}, indent=1) + "\n")
-        self.begun = True
-        return {**there, "todo": [k for k, mark in enumerate(self.marks()) if not mark]}
+            self.write(there)
+        self.there, self.begun = there, True
+        return {**there, "todo": [k for k, mark in enumerate(self.marks()) if not any(mark)]}
+
+    def write(self, there: dict[str, Any]) -> None:
+        """The note."""
+        files.sweep(self.note.parent, self.note.name)
+        files.write(self.note, json.dumps({**there, "digest": fingerprint(there)}, indent=1) + "\n")
 
     def noted(self, overwrite: bool) -> dict[str, Any] | None:
-        """What an earlier call left: its ``call``, and the ``fresh`` seed that it took, if any."""
-        if not self.note.exists():
+        """What an earlier call left: its ``call``, the ``fresh`` seed that it took, if any, and whether all is ``done``."""
+        if not self.note.exists() or not self.file.seek(0, 2):          # or one that outlived its file
             return None
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
             there = json.loads(self.note.read_bytes())
-            if there.pop("digest") == fingerprint(there) and there.keys() == {"call", "fresh"} and isinstance(there["call"], dict):
+            if there.pop("digest") == fingerprint(there) and there.keys() == {"call", "fresh", "done"} and isinstance(there["call"], dict):
                 return there
         self.damaged(self.note, overwrite)
         return None
 
-    def goes_on(self, overwrite: bool) -> bool:
-        """Whether the file is one of this call, as it was left; one that is too short never began."""
-        if self.file.seek(0, 2) not in (self.end, self.end + len(self.chunks)):
-            return False
+    def goes_on(self, done: bool, overwrite: bool) -> bool:
+        """Whether the file is that of this call, as it was left: its marks are those of its samples, or cut off where all is done."""
+        size = self.file.seek(0, 2)
         self.file.seek(0)
-        sound = self.file.read(len(self.header)) == self.header and set(self.marks()) <= {0, 1}
+        sound = size in (self.whole, self.end if done else self.whole) and self.file.read(len(self.header)) == self.header
+        for k, mark in enumerate(self.marks() if sound and size == self.whole else ()):
+            start, stop = self.chunks.span(k)
+            self.file.seek(len(self.header) + start * self.row)
+            sound = sound and (not any(mark) or mark == _mark(k, self.file.read((stop - start) * self.row)))
         if not sound:
             self.damaged(self.partial, overwrite)
         return sound
@@ -230,10 +240,11 @@ class _Partial:
     def saving(self) -> contextlib.AbstractContextManager[None]:
         return files.naming(self.partial, "what is marked in it is kept, and the same call goes on with it")
 
-    def marks(self) -> bytes:
-        """A byte for each chunk, 1 if it is done. Where they are cut off all is done, and only the name is missing."""
+    def marks(self) -> list[bytes]:
+        """That of each chunk. Where they are cut off all is done, and only the name is missing."""
         self.file.seek(self.end)
-        return self.file.read().ljust(len(self.chunks), b"\1")
+        marks = self.file.read().ljust(len(self.chunks) * MARK, b"\1")
+        return [marks[k:k + MARK] for k in range(0, len(marks), MARK)]
 
     def put(self, k: int, x: Tensor) -> None:
         """Write a chunk. It is marked when it is on the disk; waiting for the disk takes a twentieth of the time at most."""
@@ -242,9 +253,10 @@ class _Partial:
         if x.shape != shape or x.dtype != dtype:
             raise ValueError(f"chunk {k} is {tuple(x.shape)}, {x.dtype}; expected {shape}, {dtype}.")
         with self.saving():
+            samples = x.detach().cpu().contiguous().view(-1).numpy().data
             self.file.seek(len(self.header) + start * self.row)
-            self.file.write(x.detach().cpu().contiguous().view(-1).numpy().data)
-            self.pending.append(k)
+            self.file.write(samples)
+            self.pending[k] = _mark(k, samples)
         if time.monotonic() - self.synced > 20 * self.cost:
             self.sync()
 
@@ -253,15 +265,16 @@ class _Partial:
         start = time.monotonic()
         with self.saving():
             _sync(self.file)
-            for k in self.pending:
-                self.file.seek(self.end + k)
-                self.file.write(b"\1")
+            for k, mark in self.pending.items():
+                self.file.seek(self.end + k * MARK)
+                self.file.write(mark)
             self.file.flush()
-        self.pending, self.synced = [], time.monotonic()
+        self.pending, self.synced = {}, time.monotonic()
         self.cost = self.synced - start
 
     def finish(self) -> None:
         """All chunks are there: the file takes its name."""
+        self.write({**self.there, "done": True})
         with self.saving():
             self.file.truncate(self.end)
             _sync(self.file)
@@ -274,9 +287,14 @@ class _Partial:
             with contextlib.suppress(OSError), self.file:       # a full disk is found again when a file is closed
                 if self.pending:
                     self.sync()
-                if self.begun and self.note.exists() and not any(self.marks()):
+                if self.begun and self.note.exists() and not any(map(any, self.marks())):
                     self.partial.unlink()
                     self.note.unlink()
+
+
+def _mark(k: int, samples: Any) -> bytes:
+    """Of chunk k; never zeros, but for one in 2^64."""
+    return hashlib.blake2b(samples, digest_size=MARK, salt=k.to_bytes(8, "little")).digest()
 
 
 def _sync(file: Any) -> None:

@@ -98,9 +98,9 @@ def _chunks(folder, whole):
                 continue
             content, size = path.read_bytes(), len(whole)
             rows = np.frombuffer(content[:size], np.uint8)[128:].reshape(50, -1)
-            marks = np.frombuffer(content[size:], np.uint8) if len(content) > size else np.ones(50, np.uint8)
+            marks = np.frombuffer(content[size:], np.int64) != 0 if len(content) > size else np.ones(50, bool)
             assert content[:128] == whole[:128] and len(marks) == 50
-            assert np.array_equal(rows[marks == 1], np.frombuffer(whole, np.uint8)[128:].reshape(50, -1)[marks == 1])
+            assert np.array_equal(rows[marks], np.frombuffer(whole, np.uint8)[128:].reshape(50, -1)[marks])
             assert marks.sum() >= DONE[0]
             DONE[0] = marks.sum()
         elif path.name == "x.npy":
@@ -216,7 +216,7 @@ def killed_at_random(name, kills, place):
     print(json.dumps({"killed": died, "finished": finished}))
 
 
-WRITING = {"begin", "open", "noted", "goes_on", "marks", "put", "sync", "finish", "close", "_sync"}              # of chunks
+WRITING = {"begin", "open", "noted", "goes_on", "marks", "put", "sync", "finish", "close", "write", "_sync"}              # of chunks
 
 
 def at_line(k):
@@ -383,7 +383,7 @@ def test_a_full_disk_loses_nothing_of_a_training(tmp_path, limited):
 
 def test_a_full_disk_loses_nothing_of_a_sampling(tmp_path, limited):
     out = tmp_path / "x.npy"
-    limited(128 + 8 * 8 * 20)                                           # 20 of 50 chunks, and not their marks
+    limited(128 + 8 * 8 * 20)                                           # 20 of 50 chunks
     with pytest.raises(OSError, match=r"File too large; what is marked in it is kept.*x\.npy\.partial"):
         sample(VPSDE(), TARGET.score, out=out, **CALL)
     limited(resource.RLIM_INFINITY)

@@ -183,22 +183,22 @@ def examine(sde: SDE, score: Score, data: Tensor, *, train: Tensor | None = None
     known = dataclasses.replace(patient, score=given(score, train_conditions, 0), x0=fit[:count])
     last = dataclasses.replace(patient, score=given(raw, conditions, half))
     lines, found = [patient.prior()], list[Health]()
-    with bar(levels + 3, progress, desc="doctor", unit="check", leave=False) as shown:
+    with bar(levels + 3, progress, desc="doctor", unit="check", leave=False) as ticks:
         try:
             for k, m in enumerate(patient.spaced(levels)):
                 found.append(patient.level(m, k))
-                shown.update()
+                ticks.update()
             lines += [_score(found, target is not None), _stein(found), _gradient(found)]
             if train is not None and bool(conditions) == bool(train_conditions):
                 lines.append(patient.memory(known))
             if raw is not None:
                 lines.append(patient.weights(last))
-            shown.update()
+            ticks.update()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", guards.NumericalWarning)        # what they would say is said here
                 for line in patient.flow():
                     lines.append(line)
-                    shown.update()
+                    ticks.update()
         except NetworkError as error:
             lines.append(Line("network", BAD, str(error), "Without an answer from the network nothing more can be looked at."))
     process = f"{type(sde).__name__} of {sde.knots} steps" if sde.knots else repr(sde)

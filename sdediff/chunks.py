@@ -101,12 +101,11 @@ class Chunks:
     def done(self, path: str | os.PathLike[str]) -> int:
         """How many chunks of a .npy file an interrupted call of these chunks has left behind; nothing is touched."""
         file = _Partial(Path(path), self)
-        there = file.noted(overwrite=True)
-        if there is None or there["call"] != json.loads(json.dumps(self.call())) or not file.partial.is_file():
+        if not file.partial.is_file():
             return 0
-        with open(file.partial, "rb") as partial:
-            partial.seek(file.end)
-            return sum(partial.read().ljust(len(self), b"\1"))
+        with open(file.partial, "rb") as file.file:
+            there = file.noted(overwrite=True)
+            return 0 if there is None or there["call"] != json.loads(json.dumps(self.call())) else sum(map(any, file.marks()))
 
     def write(self, path: str | os.PathLike[str], *, overwrite: bool = False, progress: bool = False) -> Tensor:
         """All samples, in a .npy file; returns a Tensor over its memory map (writing to it leaves the file as it is). Ranks share the

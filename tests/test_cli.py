@@ -316,16 +316,14 @@ def test_completion_for_fish_and_no_other_shell(capsys):
 
 
 def test_bars_in_a_pipe_are_lines(tmp_path):
-    """One now and then, each ended, no carriage return; none for what is soon done."""
+    """One now and then, each ended, no carriage return."""
     code = ("import sys; from sdediff import progress, cli; progress.EVERY = 0.2; "
             "sys.exit(cli.main(sys.argv[1:]))")
-    tiny = [*TINY[:-3], "--training.steps", "400", "--out", str(tmp_path / "r")]
+    tiny = [*TINY[:-3], "--training.steps", "150", "--out", str(tmp_path / "r")]
     said = subprocess.run([sys.executable, "-c", code, "train", *tiny], capture_output=True, check=True)
     lines = said.stderr.decode().splitlines(keepends=True)
-    assert b"\r" not in said.stderr and b"\x1b" not in said.stderr and 2 <= len(lines) <= 200 and "400/400" in lines[-1]
+    assert b"\r" not in said.stderr and b"\x1b" not in said.stderr and 2 <= len(lines) <= 200 and "150/150" in lines[-1]
     assert all(line.startswith("train: ") and line.endswith("\n") for line in lines)
-    out = ["sample", str(tmp_path / "r"), "--n", "10", "--method", "ddim", "--steps", "2"]
-    assert subprocess.run([sys.executable, "-m", "sdediff", *out], capture_output=True, check=True).stderr == b""
 
 
 def test_methods_are_listed(capsys):

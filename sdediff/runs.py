@@ -157,6 +157,8 @@ def preset(data: str, process: str, conditional: bool = False, size: int | None 
         chosen |= {"predicts": "velocity", "time_input": "t", "training.weighting": "velocity"}
     if process in ("ve", "edm"):
         chosen |= {"predicts": "edm", "time_input": "edm", "training.weighting": "edm"}
+    if process == "edm":                                # t = sigma, of which a hundredth is below the data's spread
+        chosen |= {"training.times": "lognormal"}
     if conditional:
         chosen |= {"training.drop": 0.1}
     return chosen

@@ -65,8 +65,10 @@ domain fails there too.
 
 What a network may do wrong, and what a caller may raise, is in `tests/test_faults.py`; layouts, modes, dtypes, gradients, threads, copies
 and processes, and that work ends whatever the score, in `tests/test_unusual.py`; files, checkpoints and interruptions in
-`tests/test_durability.py`. Networks, training, data, plots and the instruments of `sdediff.testing` are not in this table: their arguments
-are checked by hand, in the tests of these modules.
+`tests/test_durability.py`. The methods of networks and results, the modules behind the commands (`sdediff.runs`, `sdediff.cli`), those
+that the loops run on (`execution`, `chunks`, `ranks`, `plans`) and an argument that is a mapping beyond its names are not in this table.
+Of entry points that train, draw or measure for seconds the valid call is made and every wrong one, and of the values inside the domains
+that call's alone.
 
 ## By public entry point
 

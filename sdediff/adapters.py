@@ -38,8 +38,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import execution, random
-from .contracts import choice, integer, real, state
+from . import execution, files, random
+from .contracts import choice, flags, integer, real, scored, sequence, shown, state
 from .grids import DDPM, Grid, Karras, Uniform
 from .recipes import Method
 from .sampling import prepared, times_of
@@ -97,7 +97,7 @@ def from_diffusers(model: Any, scheduler: Any = None, *, clip: bool | None = Non
     Raises ImportError without diffusers, FileNotFoundError, and TypeError or ValueError for a scheduler of another kind, for an unknown
     prediction_type or beta_schedule, and for weights that are pickles.
     """
-    folder = Path(model) if isinstance(model, (str, os.PathLike)) else None
+    folder = files.named("model", model) if isinstance(model, (str, os.PathLike)) else None
     if folder is not None and (folder / "unet").is_dir():
         folder, scheduler = folder / "unet", folder / "scheduler" if scheduler is None else scheduler
     elif not isinstance(model, torch.nn.Module) and hasattr(model, "unet"):
@@ -126,8 +126,8 @@ class _Schedule:
 
     @classmethod
     def of(cls, scheduler: Any, clip: bool | None) -> _Schedule:
-        if clip not in (None, True, False):
-            raise TypeError(f"clip={clip!r}: expected None (as the scheduler's config says), True or False.")
+        if clip is not None:
+            flags(clip=clip)
         made = _diffusers_scheduler(scheduler)
         config, name = made.config, type(made).__name__
         flow = name.startswith("FlowMatch") and not config.get("invert_sigmas")
@@ -281,7 +281,7 @@ def _diffusers_scheduler(scheduler: Any) -> Any:
         return scheduler.schedule.scheduler
     source = f"scheduler={type(scheduler).__name__}"
     if isinstance(scheduler, (str, os.PathLike)):
-        path = Path(scheduler)
+        path = files.named("scheduler", scheduler)
         if path.is_dir():
             path = next((p for p in (path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json") if p.is_file()), path)
         source, scheduler = str(path), _read_config(path)
@@ -372,9 +372,7 @@ def to_k_diffusion(sde: SDE, score: Score) -> Denoiser:
     TypeError on what is no process or no score."""
     if not isinstance(sde, SDE):
         raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
-    if not callable(score) or isinstance(score, torch.nn.Module):
-        raise TypeError(f"score={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
-    return Denoiser(sde, score)
+    return Denoiser(sde, scored("score", score))
 
 
 def from_edm(network: Any, weights: str | os.PathLike[str] | None = None, *, sigma_data: float = 0.5, sigma_min: float = 0.002,
@@ -388,7 +386,7 @@ def from_edm(network: Any, weights: str | os.PathLike[str] | None = None, *, sig
     sde = EDMSDE(sigma_min, sigma_max)
     score = from_network(network, "edm", sigma_data=sigma_data, conditions=conditions)
     if weights is not None:
-        _load(network, Path(weights))
+        _load(network, files.named("weights", weights))
     return Adapted(sde, score, _karras(sde, rho))
 
 
@@ -439,8 +437,8 @@ def from_table(network: Callable[..., Tensor], *, betas: Any = None, alphas: Any
     sigma_i^2 I), from the cleanest level to the noisiest. The network is told the index; ``predicts``, ``time_input`` as in
     ``from_network``. The grid is ``steps`` of the table's levels, evenly spaced. Raises TypeError or ValueError on a bad table."""
     if (betas is None) == (alphas is None) or (alphas is None) != (sigmas is None):
-        given = [name for name, table in (("betas", betas), ("alphas", alphas), ("sigmas", sigmas)) if table is not None]
-        raise TypeError(f"{', '.join(given) or 'nothing'} given: expected either betas=, or alphas= and sigmas=.")
+        given = ", ".join(f"{name}={shown(table)}" for name, table in (("betas", betas), ("alphas", alphas), ("sigmas", sigmas)))
+        raise TypeError(f"{given}: expected either betas=, or alphas= and sigmas=.")
     sde = VPSDE.from_betas(betas) if betas is not None else ChainSDE(alphas, sigmas)
     return Adapted(sde, from_network(network, predicts, time_input=time_input, conditions=conditions), DDPM())
 
@@ -478,6 +476,13 @@ class Scheduler:
     def __init__(self, method: str | Method, scheduler: Any, *, grid: Any = None, seed: random.Seed = None,
                  clip: bool | None = None, **options: Any) -> None:
         self.schedule = _Schedule.of(scheduler, clip)
+        if isinstance(seed, (list, tuple)):
+            for k, value in enumerate(sequence("seed", seed, "an integer for each sample")):
+                integer(f"seed[{k}]", value, 0)
+        elif seed is not None:
+            integer("seed", seed, 0)
+        if isinstance(grid, (list, tuple)):
+            sequence("grid", grid, "two times or more, such as [10.0, 5.0, 0.0]", 2)
         self.method, self.options, self.seed = method, options, seed
         self.grid = self.schedule.grid if grid is None else grid
         self.config = self.schedule.scheduler.config

@@ -126,6 +126,18 @@ def sequence(name: str, value: Any, such: str, least: int = 1) -> list[Any]:
     return list(value)
 
 
+def scored(name: str, value: Any) -> Any:
+    """A score: what is called as score(x, level), and no bare network."""
+    if not callable(value) or isinstance(value, (type, torch.nn.Module)):
+        raise TypeError(f"{name}={shown(value)}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
+    return value
+
+
+def each(name: str, value: Any, kind: type | tuple[type, ...], such: str, least: int = 1) -> list[Any]:
+    """A list of at least so many values of a class."""
+    return [instance(f"{name}[{i}]", v, kind, such) for i, v in enumerate(sequence(name, value, f"such as [{such}]", least))]
+
+
 def choice(name: str, value: Any, choices: Iterable[str]) -> str:
     """One of the names; the error lists the nearest ones first."""
     names = list(choices)

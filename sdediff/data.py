@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .contracts import choice, integer
+from .contracts import choice, floating, instance, integer, shown
 
 POOL = 100_000          # training points drawn from a toy
 SPLIT = (0.6, 0.2)      # of a table: trained on, held out; the rest is fresh
@@ -53,6 +53,9 @@ class Dataset:
 
     def labels_of(self, part: str, n: int) -> Tensor:
         """The classes (n,) of the first n samples of a part, "train", "held-out" or "fresh-0". Raises ValueError on data without labels."""
+        integer("n", n, 0)
+        if not isinstance(part, str) or (part not in ("train", "held-out") and not part.startswith("fresh-")):
+            raise ValueError(f"part={shown(part)}: expected 'train', 'held-out' or 'fresh-0'.")
         if self.label is None:
             raise ValueError(f"data={self.name!r} has no labels; expected digits, mnist, a folder of folders of images, or a toy of "
                              "several parts: two-moons, 8-gaussians, 25-gaussians, pinwheel, two-spirals, rings.")
@@ -60,11 +63,13 @@ class Dataset:
 
     def label_of(self, name: str) -> int:
         """The label of a class, given by its name or, where names are not numbers, as a number. ValueError where there is none."""
+        instance("class", name, str, f"the name of a class, such as {self.classes[0]!r}" if self.classes else "the name of a class")
         if name in self.classes:
             return self.classes.index(name)
         numbers = any(c.isdecimal() for c in self.classes)              # names of their own, which may not be the labels
         if numbers or not name.isdecimal() or int(name) >= len(self.classes):
-            raise ValueError(f"class={name!r}: {self.name} has {f'the classes {_listed(self.classes)}' if self.classes else 'no classes'}.")
+            raise ValueError(f"class={name!r}: {self.name} has "
+                             + (f"the classes {_listed(self.classes)}; expected one of them." if self.classes else "no classes."))
         return int(name)
 
     @property
@@ -84,20 +89,27 @@ class Dataset:
     def fresh(self, n: int, draw: int = 0) -> Tensor:
         """n exact samples that are neither trained on nor held out; ``draw`` names another independent set (toys alone have one).
         Raises ValueError where there is no other."""
-        if draw and self.limit is not None:
+        if integer("draw", draw, 0) and self.limit is not None:
             raise ValueError(f"draw={draw}: {self.name} holds one set of fresh samples; expected draw=0.")
-        return self._part(f"fresh-{integer('draw', draw, 0)}", n)
+        return self._part(f"fresh-{draw}", n)
 
     def _part(self, part: str, n: int) -> Tensor:
         integer("n", n, 1, self.limit, f"{self.name} holds {self.limit} {part.split('-0')[0]} samples" if self.limit else "")
         return self.standardise(self.draw(part, n))
 
+    def _like(self, name: str, x: Any) -> Tensor:
+        """Samples, as many and in as many axes as they like."""
+        if floating(name, x, f"(..., {', '.join(map(str, self.event))})").shape[max(0, x.ndim - len(self.event)):] != self.event:
+            raise ValueError(f"{name}.shape={tuple(x.shape)}: expected samples of {self.name}, (..., {', '.join(map(str, self.event))}).")
+        return x
+
     def standardise(self, x: Tensor) -> Tensor:
         """From the user's units to the network's, float32."""
-        return ((x - self.mean) / self.scale).float()
+        return ((self._like("x", x) - self.mean) / self.scale).float()
 
     def quantise(self, z: Tensor) -> Tensor:
         """z, of data on a lattice the nearest point of it: what undoes dequantisation (``training.dequantise``)."""
+        floating("z", z)
         if self.bins is None:
             return z
         levels, low, high = self.bins
@@ -106,7 +118,7 @@ class Dataset:
 
     def restore(self, z: Tensor) -> Tensor:
         """From the network's units to the user's, float64 (a column may have a large offset and a small spread)."""
-        return z.double().cpu() * self.scale + self.mean
+        return self._like("z", z).double().cpu() * self.scale + self.mean
 
 
 def load(data: str, *, seed: int = 0, size: int | None = None) -> Dataset:
@@ -132,7 +144,7 @@ def load(data: str, *, seed: int = 0, size: int | None = None) -> Dataset:
     if size is not None and not is_name(data) and not path.exists():
         raise ValueError(f"data='{path}': no such folder; expected one of images, as size={size} says.")
     if size is not None:
-        raise ValueError(f"size={size}: data={str(data)!r} have a size of their own; expected a folder of images, or size=None.")
+        raise ValueError(f"size={size!r}: data={str(data)!r} have a size of their own; expected a folder of images, or size=None.")
     if data in _DIGITS:
         return _DIGITS[data]()
     if path.suffix.lower() in _READERS or path.exists() or len(path.parts) > 1:
@@ -143,7 +155,7 @@ def load(data: str, *, seed: int = 0, size: int | None = None) -> Dataset:
 def is_name(data: str | Path) -> bool:
     """Whether it is the name of a dataset; else it is a path."""
     from . import targets
-    return data in (*targets.TOYS, *_DIGITS)
+    return instance("data", data, (str, Path), "a name such as 'two-moons', or a path") in (*targets.TOYS, *_DIGITS)
 
 
 def is_folder(data: str | Path) -> bool:

@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from . import analysis, files, guards, latent, sampling
-from .contracts import instance, integer, state
+from .contracts import flags, instance, integer, names, scored, state, text
 from .execution import Watched
 from .grids import finite_span
 from .progress import bar
@@ -165,8 +165,10 @@ def examine(sde: SDE, score: Score, data: Tensor, *, train: Tensor | None = None
     instance("sde", sde, SDE, "a forward process such as sdediff.VPSDE()")
     instance("target", target, Target, "an exact law such as sdediff.targets.toy('two-moons')", none=True)
     integer("levels", levels, 2), integer("seed", seed, 0)
-    if not callable(score) or isinstance(score, torch.nn.Module):
-        raise TypeError(f"score={type(score).__name__}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
+    scored("score", score), text("name", name, "a model")
+    flags(progress=progress)
+    conditions, train_conditions = (names(of, given, "{'y': labels}") for of, given in (
+        ("conditions", conditions), ("train_conditions", train_conditions)))
     if raw is not None and not all(isinstance(getattr(s, "network", None), torch.nn.Module) for s in (score, raw)):
         raise TypeError(f"raw={type(raw).__name__}: expected the score of a network, as score is, sdediff.from_network(net, ...).")
     if len(state("data", data, rank=2)) < 32:
@@ -490,6 +492,9 @@ def _gradient(levels: list[Health]) -> Line:
 def of_run(run: Path, *, seed: int = 0, progress: bool = False) -> Report:
     """The health of a trained run, on its held-out data. Raises what ``runs.read`` raises."""
     from . import nets, runs
+    run = files.named("run", run)
+    integer("seed", seed, 0)
+    flags(progress=progress)
     config, checkpoint, score = runs.read(run)
     dataset = runs.data_of(config, checkpoint)
     n, labelled = min(2000, dataset.limit or 2000), config.get("conditional")
@@ -502,5 +507,7 @@ def of_run(run: Path, *, seed: int = 0, progress: bool = False) -> Report:
 def write(report: Report, path: Path) -> Path:
     """The report as JSON, with the versions of what it depends on."""
     from . import runs
+    path = files.named("path", path)
+    instance("report", report, Report, "a report of doctor.examine(...)")
     files.write(path, json.dumps(report.document() | {"versions": runs.versions()}, indent=1) + "\n")
     return path

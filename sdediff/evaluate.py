@@ -11,6 +11,7 @@ t_end alone: in both cases log P(k) >= E[log p(z) - log r(z)], r(z) = sum_k q(z|
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -21,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import files, inverse, latent, likelihood, metrics, operators, plots, runs, sampling, targets, tuned, tuning
-from .contracts import choice, integer, real
+from . import contracts, files, inverse, latent, likelihood, metrics, operators, plots, runs, sampling, targets, tuned, tuning
+from .contracts import MOST, choice, device_of, flags, instance, integer, known, real, sequence, shape, state
 from .data import Dataset
 from .likelihood import Bins, bits_per_dim
 from .recipes import methods
@@ -52,7 +53,9 @@ class Row:
 
 def log_reference(bins: Bins, z: Tensor, level: NoiseLevel, dequantised: bool) -> Tensor:
     """log sum_k q(z|k), (B,): the densities of all levels at z, noised to the level, with or without uniform noise on their bins."""
-    z, centres = z.double()[..., None], bins.centres.to(z.device)
+    instance("bins", bins, Bins, "sdediff.Bins()"), instance("level", level, NoiseLevel, "a level such as sde.at(0.01)")
+    flags(dequantised=dequantised)
+    z, centres = state("z", z).double()[..., None], bins.centres.to(z.device)
     if dequantised:                             # what q(z|k), a difference of normal distribution functions, sums up to
         ends = [torch.special.ndtr((z[..., 0] - level.alpha * edge) / level.sigma) for edge in (bins.low, bins.high)]
         each = torch.log((ends[0] - ends[1]).clamp_min(1e-300) / (level.alpha * bins.width))
@@ -65,10 +68,18 @@ def measure(run: Path, entry: runs.Entry, n: int, *, divergence: str = "exact", 
             refine: bool = True, t_end: float | None = None, seed: int = 0, progress: bool = False) -> dict[str, Any]:
     """The likelihood of n held-out samples of a run's data (fewer where there are fewer), as a document; ``rows`` are its table. Raises
     what ``log_prob`` and ``runs.read`` raise."""
+    run, n = _asked(run, entry, seed), integer("n", n, 2)
+    integer("draws", draws, 4), choice("divergence", divergence, likelihood.DIVERGENCES)
+    flags(refine=refine, progress=progress)
+    if probes is not None:
+        integer("probes", probes, 1)
+    if t_end is not None:
+        real("t_end", t_end, 0.0)
     config, checkpoint, score = runs.read(run)
     dataset, sde = runs.data_of(config, checkpoint), checkpoint.sde
-    n = min(integer("n", n, 2), dataset.limit or n)
-    integer("seed", seed, 0), integer("draws", draws, 4)
+    n = min(n, dataset.limit or n)
+    if t_end is not None:
+        real("t_end", t_end, 0.0, sde.t_max, high_open=True)
     level = sde.at((1.0 if sde.knots else sde.t_min) if t_end is None else t_end)
     x, bins, width = dataset.held_out(n), _bins(dataset), checkpoint.config.dequantise
     if width and bins is not None:
@@ -101,6 +112,17 @@ def measure(run: Path, entry: runs.Entry, n: int, *, divergence: str = "exact", 
                         "bound_stderr": bound.stderr.tolist()}}
 
 
+def _measured(document: Any) -> None:
+    if "rows" not in instance("document", document, dict, "a document of evaluate.measure"):
+        raise ValueError(f"document={contracts.shown(document)}: expected a document of evaluate.measure, with its rows.")
+
+
+def _asked(run: Any, entry: Any, seed: Any) -> Path:
+    """A run's folder, what is drawn from it, and its seed."""
+    instance("entry", entry, runs.Entry, "a method as runs.Entry.parse('heun:steps=30') reads it"), integer("seed", seed, 0)
+    return files.named("run", run)
+
+
 def _bins(dataset: Dataset) -> Bins | None:
     return None if dataset.bins is None else Bins(*dataset.bins)
 
@@ -111,6 +133,7 @@ def _mean(v: Tensor) -> tuple[float, float]:
 
 def report(document: dict[str, Any]) -> str:
     """The table of a document of ``measure``, and what it says."""
+    _measured(document)
     lines = [f"{'':<22}{'nats':>9}{'':<15}{'bits/dim':>9}", *(Row(**row).line() for row in document["rows"])]
     lines.append(f"{document['n']} held-out samples of {document['d']} coordinates, noised to t={document['t_end']:.4g} (sigma "
                  f"{document['sigma_end']:.3g}); bits {document['bits']}")
@@ -126,6 +149,8 @@ def report(document: dict[str, Any]) -> str:
 
 def write(run: Path, document: dict[str, Any]) -> Path:
     """The document in the run's folder."""
+    run = files.named("run", run)
+    _measured(document)
     files.write(run / FILE, json.dumps(document, indent=1) + "\n")
     return run / FILE
 
@@ -133,10 +158,13 @@ def write(run: Path, document: dict[str, Any]) -> Path:
 def interpolate(run: Path, entry: runs.Entry, n: int | None, points: int, *, seed: int = 0) -> tuple[Path, float]:
     """A picture of n (None: 5, or as many as there are) interpolations between pairs of held-out samples, in the run's folder: its path,
     and the median error of the round trip of the ends relative to them. Raises what ``interpolate`` and ``runs.read`` raise."""
+    run, points = _asked(run, entry, seed), integer("points", points, 2)
+    if n is not None:
+        integer("n", n, 1)
     config, checkpoint, score = runs.read(run)
     dataset, sde = runs.data_of(config, checkpoint), checkpoint.sde
     most = dataset.limit and dataset.limit // 2
-    n, points = integer("n", min(5, most or 5) if n is None else n, 1, most), integer("points", points, 2)
+    n = integer("n", min(5, most or 5) if n is None else n, 1, most)
     if len(dataset.event) == 1 and dataset.event[0] < 2:
         raise ValueError(f"run='{run}': its data have one coordinate; expected points of two or more, or images.")
     pool = dataset.held_out(min(dataset.limit or 4000, 4000))
@@ -157,7 +185,9 @@ def measurement(text: str, event: Sequence[int], seed: int = 0) -> operators.Ope
     """A linear operator as a command line spells it, on events of a shape: of images "upper", "lower", "left", "right" (the half that is
     known), "outside" (all but the middle), "blur:STD", "mean:FACTOR"; of points coordinates "1,3", counted from 1; "random:SHARE" of
     either. Raises ValueError on anything else."""
-    kind, _, value = text.partition(":")
+    kind, _, value = contracts.text("measured", text, "1").partition(":")
+    event = shape("event", event)
+    integer("seed", seed, 0)
     image = len(event) == 3
     expected = ("upper, lower, left, right, outside, random:SHARE, blur:STD or mean:FACTOR" if image else
                 "coordinates such as 1 or 1,3, or random:SHARE")
@@ -215,14 +245,24 @@ def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "d
     NAME or NAME:KEY=VALUE,... of ``inverse.GUIDANCES``, sampled by ``method``, or of a method on the state. Raises FileExistsError where
     inpaint.npy is there, and what ``inverse.observe`` and ``sample`` raise."""
     import numpy as np
+    run, device = files.named("run", run), device_of("device", device)
+    integer("n", n, 1), integer("draws", draws, 1), integer("seed", seed, 0), real("std", std, 0.0, low_open=True)
+    flags(overwrite=overwrite, progress=progress)
+    contracts.text("posterior", posterior, "pigdm"), contracts.text("method", method, "dpm++2m-sde")
+    if measured is not None:
+        contracts.text("measured", measured, "upper")
+    for name, value in (("steps", steps), ("nfe", nfe)):
+        if value is not None:
+            integer(name, value, 1, MOST)
+    choice("posterior", runs.spelled(posterior)[0], [*inverse.GUIDANCES, *methods(observing=True)])
+    choice("method", runs.spelled(method)[0], methods())
     config, checkpoint, score = runs.read(run)
     dataset, sde = runs.data_of(config, checkpoint), checkpoint.sde
-    n, draws = integer("n", n, 1, dataset.limit), integer("draws", draws, 1)
+    n = integer("n", n, 1, dataset.limit)
     picture, path = run / "inpaint.png", run / "inpaint.npy"
     name, options = runs.spelled(posterior)
     measured = measured or ("upper" if dataset.is_image else "1")
-    operator = measurement(measured, dataset.event, integer("seed", seed, 0))
-    choice("posterior", name, [*inverse.GUIDANCES, *methods(observing=True)])
+    operator = measurement(measured, dataset.event, seed)
     score = replace(score, network=score.network.to(device))                                # type: ignore[attr-defined]
     if name in inverse.GUIDANCES:
         seen: Any = inverse.GUIDANCES[name](score, operator, std, **options)
@@ -256,12 +296,21 @@ def inpaint(run: Path, measured: str | None, posterior: str, *, method: str = "d
     return Inpainted(picture, path, float(off.square().mean().sqrt()), info.nfe, None if ess is None else float(ess.min()), distance, floor)
 
 
+_SETTINGS = {name: p.default for name, p in inspect.signature(tuning.tune).parameters.items() if name in (
+    "what", "stochastic", "trajectories", "iterations", "starts", "seed", "rtol", "conditions", "t_start", "t_end")}
+
+
 def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: bool = False, progress: bool = False,
          device: torch.device | str = "cpu", **settings: Any) -> Iterator[Tuned]:
     """Tunes a method for each budget of network calls on the run's training data, the smallest first, each a start for the next; yields
     them. They are kept in the run's folder one by one, so that an interrupted line goes on when it is given again; budgets that are there
     already are yielded as they are, unless ``overwrite``. Last, a picture of grids and gains (``tuned.png``). ``settings``: of
     ``tuning.tune``, which says what is raised."""
+    run, device = files.named("run", run), device_of("device", device)
+    budgets = [integer(f"budgets[{k}]", nfe, 1, MOST) for k, nfe in enumerate(sequence("budgets", budgets, "such as [5, 10, 20]"))]
+    flags(overwrite=overwrite, progress=progress)
+    choice("method", runs.spelled(contracts.text("method", method, "auto"))[0], ["auto", *methods()])
+    known("evaluate.tune", settings, _SETTINGS)
     config, checkpoint, score = runs.read(run)
     data = runs.data_of(config, checkpoint).train.to(device)
     score = replace(score, network=score.network.to(device))                                 # type: ignore[attr-defined]
@@ -269,7 +318,7 @@ def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: 
     with contextlib.suppress(*([ValueError] if overwrite else [])):          # a file that cannot be read is what --overwrite is for
         kept = tuned.read(run / runs.TUNED) if (run / runs.TUNED).is_file() else {}
     asked = method != "auto" or settings.get("what", "grid+coefficients") != "grid+coefficients"
-    for nfe in sorted({integer("nfe", nfe, 1) for nfe in budgets}):
+    for nfe in sorted(set(budgets)):
         found = None if overwrite else tuned.best(kept, nfe)
         if found is not None and (asked or found.stochastic != settings.get("stochastic", False)):
             raise ValueError(f"nfe={nfe}: '{run / runs.TUNED}' has {found.label} for it; expected --overwrite to tune another, or a line "

@@ -115,6 +115,8 @@ def named(argument: str, path: str | os.PathLike[str]) -> Path:
     """A path that a user gave. TypeError where it is none, ValueError where it holds a control character."""
     if not isinstance(path, (str, os.PathLike)) or isinstance(path, bytes):
         raise TypeError(f"{argument}={path!r}: expected a path such as 'runs/moons'.")
+    if path == "":
+        raise ValueError(f"{argument}='': expected a path such as 'runs/moons'; '.' is the current folder.")
     if re.search(r"[\x00-\x1f\x7f]", str(path)):
         raise ValueError(f"{argument}={str(path)!r}: expected a path without control characters.")
     return Path(path)

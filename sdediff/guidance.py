@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contracts import integer, labels, names, real, shown, text
+from .contracts import integer, labels, names, real, scored, shown, text
 from .score import Classifier, NetworkError, Prediction, Score, autocast_dtype, calls_at, cut, log_posterior, named, show, spread
 from .sde import NoiseLevel
 
@@ -48,7 +48,7 @@ class Guided:
     score: Score
 
     def __post_init__(self) -> None:
-        _scored("score", self.score)
+        scored("score", self.score)
 
     @property
     def network(self) -> Any:
@@ -102,14 +102,14 @@ def conditioned(score: Score, **conditions: Any) -> Any:
 
 def rows_of(score: Score, start: int, stop: int) -> Any:
     """``score`` for the samples start..stop of a batch."""
-    _scored("score", score)
+    scored("score", score)
     integer("start", start, 0), integer("stop", stop, 0)
     return score.rows(start, stop) if hasattr(score, "rows") else score
 
 
 def cast(score: Score, autocast: torch.dtype) -> Any:
     """``score`` with its network under autocast. TypeError where it has none."""
-    _scored("score", score)
+    scored("score", score)
     if autocast_dtype(autocast) is None:
         raise TypeError("autocast=None: expected torch.bfloat16 or torch.float16.")
     if not hasattr(score, "cast"):
@@ -131,7 +131,7 @@ class Extrapolated(Guided):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _scored("weak", self.weak)
+        scored("weak", self.weak)
         _check_scale(self.scale)
         real("rescale", self.rescale, 0.0, 1.0)
         if self.observation is not None:
@@ -338,11 +338,6 @@ def temperature(score: Score, T: float, scale: float = 1.0) -> Tempered:
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
-def _scored(name: str, score: Any) -> None:
-    if not callable(score) or isinstance(score, torch.nn.Module):
-        raise TypeError(f"{name}={shown(score)}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
-
-
 def _check_scale(scale: Any) -> None:
     if not callable(scale):
         real("scale", scale, 0.0, hint="or a function of the level; 1 is the conditional law")

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contracts import choice, integer, labels, real
+from .contracts import choice, integer, labels, real, sequence, shown, state
 
 
 class _Conditioned(nn.Module):
@@ -88,7 +88,7 @@ class MLP(_Conditioned):
                  time_scale: float = 1.0, fourier: int = 0, classes: int | None = None, outputs: int | None = None,
                  seed: int = 0) -> None:
         super().__init__()
-        sizes = event if isinstance(event, Sequence) and not isinstance(event, str) else (event,)
+        sizes = event if isinstance(event, Sequence) and not isinstance(event, (str, bytes)) else (event,)
         self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(sizes))
         self.width, self.depth = integer("width", width, 1), integer("depth", depth, 0)
         self.fourier = integer("fourier", fourier, 0, 16)
@@ -198,7 +198,7 @@ class UNet(_Conditioned):
                  attention: Sequence[int] = (), patch: int = 1, frequencies: int = 16, time_scale: float = 1.0,
                  classes: int | None = None, embedding: int | None = None, context: int | None = None, seed: int = 0) -> None:
         super().__init__()
-        self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(event))
+        self.event = _sizes("event", event, "such as (1, 28, 28)")
         if len(self.event) not in (3, 4):
             raise ValueError(f"event={self.event}: expected (C, H, W) of one image, such as (1, 28, 28), or (F, C, H, W) of a clip.")
         self.frames = self.event[0] if len(self.event) == 4 else None
@@ -209,8 +209,8 @@ class UNet(_Conditioned):
         self.width, self.blocks = integer("width", width, 8), integer("blocks", blocks, 1)
         if self.width % 8:
             raise ValueError(f"width={width}: expected a multiple of 8.")
-        self.multipliers = tuple(integer(f"multipliers[{i}]", m, 1) for i, m in enumerate(multipliers))
-        self.attention = tuple(integer(f"attention[{i}]", n, 1) for i, n in enumerate(attention))
+        self.multipliers = _sizes("multipliers", multipliers, "such as (1, 2, 2)")
+        self.attention = _sizes("attention", attention, "heights such as (7,)")
         heights = [-(-height // (self.patch * 2**k)) for k in range(len(self.multipliers))]
         if not heights or not set(self.attention) <= set(heights):
             raise ValueError(f"attention={self.attention}, multipliers={self.multipliers}: expected at least one multiplier, and heights "
@@ -288,6 +288,11 @@ class UNet(_Conditioned):
         return out.unflatten(0, (-1, self.frames)) if self.frames else out
 
 
+def _sizes(name: str, value: Any, such: str) -> tuple[int, ...]:
+    """Integers from 1 up, any number of them."""
+    return tuple(integer(f"{name}[{i}]", n, 1) for i, n in enumerate(sequence(name, value, such, 0)))
+
+
 def _stage(*parts: nn.Module) -> nn.ModuleList:
     return nn.ModuleList(parts)
 
@@ -338,7 +343,7 @@ class Autoencoder(nn.Module):
     def __init__(self, event: Sequence[int], latent: int = 4, width: int = 32, *, noise: float = 0.1, penalty: float = 1e-3,
                  seed: int = 0) -> None:
         super().__init__()
-        self.event = tuple(integer(f"event[{i}]", n, 1) for i, n in enumerate(event))
+        self.event = _sizes("event", event, "such as (1, 28, 28)")
         if len(self.event) != 3 or self.event[1] % 4 or self.event[2] % 4:
             raise ValueError(f"event={self.event}: expected (C, H, W) with H and W multiples of 4, such as (1, 28, 28).")
         self.noise, self.penalty = real("noise", noise, 0.0), real("penalty", penalty, 0.0)
@@ -366,7 +371,7 @@ class Principal(nn.Module):
 
     def __init__(self, data: Tensor, components: int) -> None:
         super().__init__()
-        flat = data.flatten(1)
+        flat = state("data", data, 2).flatten(1)
         self.event = tuple(data.shape[1:])
         self.latent = (integer("components", components, 1, min(flat.shape)),)
         self.register_buffer("mean", flat.double().mean(0).to(data))
@@ -385,8 +390,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {"MLP": MLP, "UNet": UNet}
 def build(config: Mapping[str, Any]) -> nn.Module:
     """The untrained network of a ``config``. Raises ValueError or TypeError on an unknown type or argument."""
     if not isinstance(config, Mapping):
-        raise TypeError(f"config={config!r}: expected the config of a network, such as MLP(2).config.")
+        raise TypeError(f"config={shown(config)}: expected the config of a network, such as MLP(2).config.")
     kind, arguments = config.get("type"), {k: v for k, v in config.items() if k != "type"}
+    if "type" not in config:
+        raise ValueError(f"config={shown(config)}: expected the config of a network, such as MLP(2).config, with its type.")
     network = NETWORKS[choice("config['type']", kind, NETWORKS)]
     try:
         return network(**arguments)

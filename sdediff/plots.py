@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import files, grids
+from . import contracts, files, grids
 from .metrics import Estimate
 from .score import Score
 from .sde import SDE, NoiseLevel
@@ -48,6 +48,40 @@ class Panel(NamedTuple):
     distance: Estimate | None = None
 
 
+def _points(name: str, x: Any, rank: int = 2, like: Tensor | None = None) -> Tensor:
+    """States to draw, finite, at least of that rank; ``like``: with their events, whose shape theirs is."""
+    contracts.state(name, x, rank)
+    if like is not None and x.shape[rank - 1:] != like.shape[1:]:
+        raise ValueError(f"{name}.shape={tuple(x.shape)}: expected samples shaped as those of data, {tuple(like.shape)}.")
+    return x
+
+
+def _images(name: str, x: Any, rank: int) -> Tensor:
+    if contracts.state(name, x, rank).ndim != rank:
+        raise ValueError(f"{name}.shape={tuple(x.shape)}: expected {'(n, C, H, W)' if rank == 4 else '(n, frames, C, H, W)'}.")
+    return x
+
+
+def _cells(name: str, value: Any) -> tuple[int, int]:
+    """(rows, columns)."""
+    sizes = [contracts.integer(f"{name}[{k}]", n, 1) for k, n in enumerate(contracts.sequence(name, value, "(rows, columns)", 2))]
+    if len(sizes) != 2:
+        raise ValueError(f"{name}={contracts.shown(value)}: expected (rows, columns).")
+    return sizes[0], sizes[1]
+
+
+def _names(name: str, value: Any) -> list[str]:
+    return [contracts.text(f"{name}[{k}]", v, "x") for k, v in enumerate(contracts.sequence(name, value, "names such as ('x', 'y')", 0))]
+
+
+def _words(name: str, value: Any) -> str:
+    return contracts.instance(name, value, str, "a string, empty for none")
+
+
+def _process(sde: Any) -> SDE:
+    return contracts.instance("sde", sde, SDE, "a forward process such as sdediff.VPSDE()")
+
+
 @contextlib.contextmanager
 def _style() -> Iterator[None]:
     import matplotlib
@@ -72,6 +106,13 @@ def samples(panels: Sequence[Panel], *, floor: Estimate | None = None, axes: Seq
     ``floor``: the distance of fresh data, drawn as a line with its standard error. ``axes``: the coordinates' names, in the data's units.
     ``columns``: panels in a row; ``sheet``: images in a panel's.
     """
+    for k, panel in enumerate(contracts.each("panels", panels, Panel, "Panel('data', x)")):
+        _words(f"panels[{k}].title", panel.title), _words(f"panels[{k}].note", panel.note)
+        contracts.floating(f"panels[{k}].x", panel.x)
+        contracts.instance(f"panels[{k}].distance", panel.distance, Estimate, "an Estimate", none=True)
+    contracts.instance("floor", floor, Estimate, "an Estimate of sdediff.metrics", none=True)
+    axes, columns = _names("axes", axes), None if columns is None else contracts.integer("columns", columns, 1)
+    _words("heading", heading), contracts.integer("sheet", sheet, 1)
     first = panels[0].x
     measured = [p for p in panels if p.distance is not None]
     count = len(panels) + bool(measured)
@@ -168,6 +209,7 @@ def sheet(x: Tensor, grid: tuple[int, int], width: int = 720) -> Any:
     """Images (n, C, H, W) in [-1, 1] as a PIL image of ``grid`` = (rows, columns), enlarged a whole number of times to about ``width``
     pixels."""
     from PIL import Image
+    _images("x", x, 4), _cells("grid", grid), contracts.integer("width", width, 1)
     image = Image.fromarray(np.round(255 * _sheet(x, grid[1], grid[0])).astype(np.uint8))
     times = max(1, round(width / image.width))
     return image.resize((times * image.width, times * image.height), Image.Resampling.NEAREST)
@@ -175,6 +217,8 @@ def sheet(x: Tensor, grid: tuple[int, int], width: int = 720) -> Any:
 
 def film(path: str | Path, clips: Tensor, grid: tuple[int, int], *, width: int = 480, milliseconds: int = 120) -> None:
     """Clips (n, frames, C, H, W) in [-1, 1] as a GIF of ``grid`` = (rows, columns), each to its end and again."""
+    path = files.named("path", path)
+    _images("clips", clips, 5), contracts.integer("milliseconds", milliseconds, 1)
     images = [sheet(clips[:, k], grid, width) for k in range(clips.shape[1])]
     files.write(path, lambda file: images[0].save(file, "GIF", save_all=True, append_images=images[1:], loop=0,
                                                   duration=[milliseconds] * (len(images) - 1) + [4 * milliseconds]))
@@ -222,6 +266,14 @@ def trajectory(path: str | Path, sde: SDE, tracks: Sequence[Track], data: Tensor
     linearly between a method's own steps, and the last frame is held. Images are sheets of up to ``sheet`` = (rows, columns).
     """
     from PIL import Image
+    path, sheet = files.named("path", path), _cells("sheet", sheet)
+    _process(sde), _points("data", data), contracts.integer("frames", frames, 2), contracts.real("seconds", seconds, 0.0, low_open=True)
+    for k, track in enumerate(contracts.each("tracks", tracks, Track, "Track('ddim', times, states)")):
+        _words(f"tracks[{k}].title", track.title), _points(f"tracks[{k}].states", track.states, 3)
+        _points(f"tracks[{k}].states[0]", track.states[0], 2, data)
+        times = contracts.sequence(f"tracks[{k}].times", track.times, "decreasing times, one for each of the states", 2)
+        if len(times) != len(track.states):
+            raise ValueError(f"tracks[{k}].times={contracts.shown(track.times)}: expected {len(track.states)}, one for each of the states.")
     angles = np.linspace(math.pi / 2, 0, frames)
     ways = [_resampled(sde, track, angles) for track in tracks]
     images = []
@@ -300,7 +352,13 @@ def forward(sde: SDE, times: Sequence[float] | Tensor, x: Tensor, *, axes: Seque
     """The forward process ``x`` (steps+1, B, *D) at ``times``: five snapshots, sample paths of one coordinate over the density of all,
     and that coordinate's law beside N(0, 1)."""
     from scipy.ndimage import gaussian_filter
-    times = [float(t) for t in times]
+    _process(sde), contracts.integer("paths", paths, 1)
+    times = contracts.sequence("times", times, "rising times such as [0.0, 0.5, 1.0]", 2)
+    axes, times = _names("axes", axes), [contracts.real(f"times[{k}]", t, 0.0, sde.t_max) for k, t in enumerate(times)]
+    if times != sorted(set(times)):
+        raise ValueError(f"times={contracts.shown(times)}: expected rising times.")
+    if len(_points("x", x, 3)) != len(times):
+        raise ValueError(f"x.shape={tuple(x.shape)}: expected ({len(times)}, B, ...), states at each of the times.")
     levels = sde.levels(times)
     x = torch.stack([v / math.hypot(m.alpha, m.sigma) for v, m in zip(x, levels)])
     scale = "" if all(abs(m.alpha**2 + m.sigma**2 - 1) < 1e-6 for m in levels[1:]) else r" / \sqrt{\alpha_t^2 + \sigma_t^2}"
@@ -365,7 +423,13 @@ def score_field(sde: SDE, score: Score, data: Tensor, noise: Tensor, *, exact: S
     """The score at four noise levels sigma/alpha: its direction by arrows, its length by colour, with noised data (``data`` and
     ``noise``, both (n, *D)) faint; with ``exact``, its relative root mean square error on the noised data. Images: the noised ones
     above, what the network takes for their clean mean below."""
-    levels = [sde.level_of(-math.log(r)) for r in ratios]
+    _process(sde), contracts.scored("score", score), _points("data", data), _points("noise", noise, 2, data)
+    if exact is not None:
+        contracts.scored("exact", exact)
+    if len(noise) != len(data):
+        raise ValueError(f"noise.shape={tuple(noise.shape)}, data.shape={tuple(data.shape)}: expected noise shaped as data.")
+    levels = [sde.level_of(-math.log(contracts.real(f"ratios[{k}]", r, 0.0, low_open=True)))
+              for k, r in enumerate(contracts.sequence("ratios", ratios, "such as (2.0, 0.25)"))]
     with _style():
         if data.ndim == 4:
             return _denoised(score, data, noise, levels)
@@ -449,6 +513,7 @@ def _denoised(score: Score, data: Tensor, noise: Tensor, levels: Sequence[NoiseL
 # -- the latent space ------------------------------------------------------------------------------------------------------------
 def interpolation(paths: Tensor, data: Tensor, title: str = "") -> Figure:
     """Paths (n, B, *D) from sample to sample: images in a row each, points as B curves over the data (N, *D)."""
+    _points("data", data), _points("paths", paths, 3), _points("paths[0]", paths[0], 2, data), _words("title", title)
     n, rows = paths.shape[:2]
     with _style():
         if data.ndim == 4:
@@ -471,6 +536,12 @@ def interpolation(paths: Tensor, data: Tensor, title: str = "") -> Figure:
 def posteriors(truth: Tensor, measured: Tensor, draws: Tensor, data: Tensor, title: str = "") -> Figure:
     """Posterior samples (n, draws, *D) of n measurements: images in a row each, after the truth and what was ``measured`` of it; points in
     a panel each, over the data."""
+    _points("data", data), _words("title", title)
+    for name, x in (("truth", truth), ("measured", measured)):
+        _points(name, x, 2, data)
+    if _points("draws", draws, 3).shape[2:] != data.shape[1:] or not len(truth) == len(measured) == len(draws):
+        raise ValueError(f"truth.shape={tuple(truth.shape)}, measured.shape={tuple(measured.shape)}, draws.shape={tuple(draws.shape)}: "
+                         f"expected (n, *D), (n, *D) and (n, draws, *D) with D={tuple(data.shape[1:])}, that of data.")
     n, spread = len(truth), torch.linspace(0, draws.shape[1] - 1, min(10, draws.shape[1])).long().unique()
     with _style():
         if data.ndim == 4:
@@ -497,7 +568,8 @@ def posteriors(truth: Tensor, measured: Tensor, draws: Tensor, data: Tensor, tit
 
 def tuned(sde: SDE, methods: Mapping[int, Tuned], title: str = "") -> Figure:
     """Tuned methods by network calls: their knots in log-SNR beside standard grids of as many steps, and their errors before and after."""
-    rows = sorted(methods.items())
+    _process(sde), _words("title", title)
+    rows = Tuned.by_calls(methods)
     names = {"tuned": VERMILLION, "logsnr": MUTED, "karras": BLUE, "uniform": GREEN}
     with _style():
         figure = _figure(8.2, 1.3 + 0.5 * len(rows))

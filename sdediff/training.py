@@ -70,7 +70,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import contracts, files, guards
 from . import sde as processes
-from .contracts import choice, integer, real, state
+from .contracts import choice, flags, floating, instance, integer, real, scored, shown, state
 from .progress import bar
 from .random import WhiteNoise
 from .ranks import ALONE, Ranks
@@ -107,6 +107,8 @@ _ERRORS: dict[str, Callable[[NoiseLevel], Any]] = {
 def weight(weighting: str, level: NoiseLevel, *, sigma_data: float = 0.5, gamma: float = 5.0) -> Tensor:
     """w(level), the factor on |x0_hat - x_0|^2, a tensor shaped as the level's. ``weighting``: a name of the table above;
     ``sigma_data`` enters "edm", ``gamma`` "min-snr". Raises on an unknown name."""
+    real("sigma_data", sigma_data, 0.0, low_open=True), real("gamma", gamma, 0.0, low_open=True)
+    instance("level", level, NoiseLevel, "a level of tensors such as sdediff.VPSDE().at(torch.tensor([0.5]))")
     return WEIGHTINGS[choice("weighting", weighting, WEIGHTINGS)](level, sigma_data, gamma) / level.sigma**2
 
 
@@ -118,9 +120,14 @@ def loss(score: Score, sde: SDE, x0: Tensor, t: Tensor, eps: Tensor, weighting: 
     0.5. Raises ValueError on times outside [0, t_max] and on shapes that do not fit, and what the score raises.
     """
     choice("weighting", weighting, WEIGHTINGS)
+    instance("sde", sde, SDE, _SUCH), scored("score", score), real("gamma", gamma, 0.0, low_open=True)
+    for name, value in (("x0", x0), ("t", t), ("eps", eps)):
+        floating(name, value)
+    if sigma_data is not None:
+        real("sigma_data", sigma_data, 0.0, low_open=True)
     if eps.shape != x0.shape or t.shape != x0.shape[:1]:
-        raise ValueError(f"t.shape={tuple(t.shape)}, eps.shape={tuple(eps.shape)}: expected ({len(x0)},), a time for each "
-                         f"sample, and {tuple(x0.shape)}, noise shaped as x0.")
+        raise ValueError(f"t.shape={tuple(t.shape)}, eps.shape={tuple(eps.shape)}, x0.shape={tuple(x0.shape)}: expected "
+                         f"{tuple(x0.shape[:1])}, a time for each sample, and {tuple(x0.shape)}, noise shaped as x0.")
     if not bool(((t >= 0) & (t <= sde.t_max)).all()):
         raise ValueError(f"t={t}: expected times in [0, {sde.t_max}].")
     level = sde.at(t.reshape(-1, *[1] * (x0.ndim - 1)))
@@ -137,10 +144,20 @@ def loss(score: Score, sde: SDE, x0: Tensor, t: Tensor, eps: Tensor, weighting: 
 
 # -- the times --------------------------------------------------------------------------------------------------------
 TIMES = ("uniform", "logsnr", "lognormal", "likelihood")
+_SUCH = "a forward process such as sdediff.VPSDE()"
+
+
+def _check(law: str, sde: SDE, p_mean: float, p_std: float, sigma_data: float) -> None:
+    """A law of times, and its parameters."""
+    choice("times", law, TIMES)
+    instance("sde", sde, SDE, _SUCH)
+    real("p_mean", p_mean), real("p_std", p_std, 0.0, low_open=True), real("sigma_data", sigma_data, 0.0, low_open=True)
 
 
 def uniforms(n: int, rng: np.random.Generator, low_discrepancy: bool = True) -> Tensor:
     """n uniforms on (0, 1), float64: independent, or u_i = (i + u)/n mod 1 of one uniform u."""
+    integer("n", n, 0), instance("rng", rng, np.random.Generator, "np.random.default_rng(0)")
+    flags(low_discrepancy=low_discrepancy)
     u = (np.arange(n) / n + rng.random()) % 1.0 if low_discrepancy else rng.random(n)
     return torch.from_numpy(u).clamp(2.0**-53, 1 - 2.0**-53)
 
@@ -156,7 +173,8 @@ def times(law: str, sde: SDE, u: Tensor, *, p_mean: float = -1.2, p_std: float =
 
     Raises ValueError on an unknown law, and for "logsnr" where lambda is infinite at an end.
     """
-    choice("times", law, TIMES)
+    _check(law, sde, p_mean, p_std, sigma_data)
+    state("u", u)
     if law == "uniform" and sde.knots is not None:
         return (u * sde.knots).floor().clamp(0, sde.knots - 1) + 1
     first = 1.0 if sde.knots is not None else sde.t_min
@@ -185,7 +203,8 @@ def times(law: str, sde: SDE, u: Tensor, *, p_mean: float = -1.2, p_std: float =
 def density(law: str, sde: SDE, t: Tensor, *, p_mean: float = -1.2, p_std: float = 1.2, sigma_data: float = 0.5) -> Tensor:
     """The density of ``times`` of that law at t, relative to uniform times on [t_min, t_max]; shaped as t, float64. ValueError on a chain,
     whose times are knots."""
-    choice("times", law, TIMES)
+    _check(law, sde, p_mean, p_std, sigma_data)
+    floating("t", t, "of times")
     if sde.knots is not None:
         raise ValueError(f"density of times='{law}' on {type(sde).__name__}: the times of a chain are its knots; expected a process in "
                          "continuous time.")
@@ -272,9 +291,7 @@ class TrainingConfig:
         choice("schedule", self.schedule, SCHEDULES)
         choice("weighting", self.weighting, WEIGHTINGS)
         choice("times", self.times, TIMES)
-        for name in ("low_discrepancy", "importance"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name}={getattr(self, name)!r}: expected True or False.")
+        flags(low_discrepancy=self.low_discrepancy, importance=self.importance)
 
     def rate(self, step: int) -> float:
         """The learning rate of step 0..steps-1, a pure function of the step."""
@@ -301,6 +318,7 @@ _DOCUMENT: dict[str, tuple[type, ...]] = {
 def sde_config(sde: SDE) -> dict[str, Any]:
     """A process as a JSON document, {"type": ..., its fields}. Fields that are no numbers, flags or tables (the
     coefficients of a LinearSDE) are left out."""
+    instance("sde", sde, SDE, _SUCH)
     names: list[str] = [f.name for f in dataclasses.fields(sde) if f.init] if dataclasses.is_dataclass(sde) else []
     values = {name: getattr(sde, name) for name in names}
     return {"type": type(sde).__name__} | {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in values.items()
@@ -309,6 +327,7 @@ def sde_config(sde: SDE) -> dict[str, Any]:
 
 def build_sde(config: Mapping[str, Any]) -> SDE:
     """The process of a document of ``sde_config``. Raises ValueError where it is not the library's, or not complete."""
+    config = contracts.names("config", instance("config", config, Mapping, "a document of sde_config(sde)"), "{'type': 'VPSDE'}")
     kind = getattr(processes, str(config.get("type")), None)
     if not (isinstance(kind, type) and issubclass(kind, SDE)):
         raise ValueError(f"sde={dict(config)!r}: expected a process of sdediff; make your own yourself and pass it.")
@@ -387,7 +406,7 @@ def _said_in(path: Path) -> Iterator[None]:
 
 def previous(path: str | Path) -> Path:
     """Where the checkpoint before the last one is kept: a.safetensors, a.previous.safetensors."""
-    path = Path(path)
+    path = files.named("path", path)
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
@@ -397,6 +416,13 @@ def save_checkpoint(path: str | Path, document: Mapping[str, Any], parts: Mappin
     written; the file is then as it was."""
     from safetensors.torch import save
 
+    document = contracts.names("document", instance("document", document, Mapping, "a document such as {'step': 0}"), "{'step': 0}")
+    if floating("losses", losses, "of a loss for each step").ndim != 1:
+        raise ValueError(f"losses.shape={tuple(losses.shape)}: expected (steps,), a loss for each step.")
+    for part, named in contracts.names("parts", instance("parts", parts, Mapping, "tensors by part"), "{'network': {...}}").items():
+        for name, v in instance(f"parts[{part!r}]", named, Mapping, "tensors by name").items():
+            instance(f"parts[{part!r}][{name!r}]", v, Tensor, "a tensor")
+    path = files.named("path", path)
     tensors = {f"{part}/{name}": v.detach().cpu().clone(memory_format=torch.contiguous_format)
                for part, named in parts.items() for name, v in named.items()}
     full = {CHECKSUM: _BLANK, "format": FORMAT, "schema": SCHEMA} | dict(document)
@@ -411,7 +437,7 @@ def save_checkpoint(path: str | Path, document: Mapping[str, Any], parts: Mappin
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint; nothing in it is executed. Raises FileNotFoundError, and ValueError for a file that is damaged, no
     checkpoint, of an unknown schema or incomplete, with its name, what was expected, and the checkpoint before it, if that is whole."""
-    path, before = Path(path), previous(path)
+    path, before = files.named("path", path), previous(path)
     try:
         return _read(path)
     except ValueError as error:
@@ -574,6 +600,10 @@ def train_classifier(classifier: NetworkClassifier, sde: SDE, data: Tensor, labe
     if getattr(config, "drop", 0.0):
         raise ValueError(f"drop={config.drop}: a classifier is trained on all labels; expected drop=0.0.")
 
+    if not isinstance(labels, Tensor) or labels.shape != (len(state("data", data)),):
+        raise ValueError(f"labels={shown(labels)}: expected integers ({len(data)},), a label for each sample of data.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or bool((labels < 0).any()):
+        raise ValueError(f"labels={shown(labels)}, from {labels.flatten()[:2].tolist()} on: expected integers from 0 up.")
     return _trained(classifier, classifying(sde, labels), sde, data, {"y": labels}, None, config, checkpoint, resume, progress, group)
 
 
@@ -643,13 +673,12 @@ def classifying(sde: SDE, every: Tensor) -> Losses:
 def _trained(model: Any, losses: Losses, sde: SDE, data: Tensor, conditions: Mapping[str, Tensor] | None, null: Mapping[str, Any] | None,
              config: TrainingConfig, checkpoint: str | Path | None, resume: bool, progress: bool, group: Any) -> Trained:
     """``losses(model, x0, conditions, t, eps)`` (B,) made small."""
-    if not isinstance(config, TrainingConfig):
-        raise TypeError(f"config={config!r}: expected a TrainingConfig.")
-    if not isinstance(sde, SDE):
-        raise TypeError(f"sde={type(sde).__name__}: expected a forward process such as sdediff.VPSDE().")
+    instance("config", config, TrainingConfig, "a TrainingConfig, such as TrainingConfig(steps=1000)")
+    instance("sde", sde, SDE, _SUCH)
+    flags(resume=resume, progress=progress)
     if not len(state("data", data)):
         raise ValueError(f"data.shape={tuple(data.shape)}: expected at least one sample.")
-    conditions = dict(conditions or {})
+    conditions, null = contracts.names("conditions", conditions, "{'y': labels}"), contracts.names("null", null, "{'y': 10}")
     for name, value in conditions.items():
         if not isinstance(value, Tensor) or value.shape[:1] != data.shape[:1]:
             raise ValueError(f"conditions[{name!r}]={getattr(value, 'shape', value)}: expected a tensor with a leading axis "
@@ -657,7 +686,7 @@ def _trained(model: Any, losses: Losses, sde: SDE, data: Tensor, conditions: Map
     if isinstance(model, NetworkScore):
         guards.data(sde, data)
     null = _nulls(config.drop, conditions, null)
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else files.named("checkpoint", checkpoint)
     if path is not None and path.exists() and not resume:
         raise FileExistsError(f"checkpoint={str(path)!r} exists; resume=True continues it, or choose another name.")
     if path is not None and not path.parent.is_dir():
@@ -906,6 +935,10 @@ def _seed(seed: int, step: int, row: int, device: torch.device) -> None:
 def fingerprint(data: Tensor, conditions: Mapping[str, Tensor], null: Mapping[str, Tensor]) -> str:
     """Of data (N, *D), their conditions, and what is put in place of these, as checkpoints hold it: a run continues on the data it was
     begun with."""
+    instance("data", data, Tensor, "a torch.Tensor (N, ...)")
+    for of, given in (("conditions", conditions), ("null", null)):
+        for k, v in contracts.names(of, instance(of, given, Mapping, "tensors by name, {} for none"), "{'y': labels}").items():
+            instance(f"{of}[{k!r}]", v, Tensor, "a torch.Tensor")
     conditions = {**conditions, **{f"{k} dropped": v for k, v in null.items()}}
     h = hashlib.blake2b(digest_size=16)
     for name, v in {"": data, **dict(sorted(conditions.items()))}.items():

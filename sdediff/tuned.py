@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from . import files, solvers
-from .contracts import integer, real
+from .contracts import integer, real, shown
 from .grids import Grid
 from .recipes import Method
 from .sde import SDE
@@ -89,6 +89,14 @@ class Tuned(Method):
         inner = getattr(self.solver, "inner", self.solver)
         return f"{type(inner).__name__} of order {inner.order}" + (" with coefficients of its own" if inner is not self.solver else "")
 
+    @staticmethod
+    def by_calls(methods: Any) -> list[tuple[int, Tuned]]:
+        """Methods by network calls, the fewest first. TypeError on what is no mapping from calls to tuned methods."""
+        if not isinstance(methods, Mapping) or not all(type(n) is int and isinstance(m, Tuned) for n, m in methods.items()):
+            raise TypeError(f"methods={shown(methods)}: expected a mapping from calls to methods made by sdediff.tune(...), as "
+                            "sdediff.tuned.read returns.")
+        return sorted(methods.items())
+
     def fits(self, nfe: int) -> bool:
         """Whether it is a method for a budget of that many calls: no fewer than it takes, and no more than it was tuned for."""
         return self.calls <= nfe <= max(self.calls, self.budget)
@@ -103,12 +111,14 @@ def best(methods: Mapping[int, Tuned], nfe: int) -> Tuned | None:
 def write(path: str | os.PathLike[str], methods: Mapping[int, Tuned]) -> None:
     """Writes tuned methods, by the network calls they take, in place of what the file held; whole or not at all. TypeError for a method
     that holds a function."""
-    whole = {"format": FORMAT, "methods": [_as_json(m) for _, m in sorted(methods.items())]}
+    path = files.named("path", path)
+    whole = {"format": FORMAT, "methods": [_as_json(m) for _, m in Tuned.by_calls(methods)]}
     files.write(path, json.dumps(whole, indent=1) + "\n")
 
 
 def read(path: str | os.PathLike[str]) -> dict[int, Tuned]:
     """The tuned methods of a file, by the network calls they take. ValueError, with the file's name, where it is no such file."""
+    path = files.named("path", path)
     try:
         whole = json.loads(Path(path).read_bytes())
         if not isinstance(whole, dict) or whole.get("format") != FORMAT:

@@ -595,7 +595,7 @@ def test_train_refuses(tmp_path):
     net = MLP(2, 8, 1)
     good = {"score": score_of(net), "sde": VPSDE(), "data": DATA, "config": SMALL, "progress": False}
     for wrong, error in [
-        ({"score": net}, "from_network"), ({"score": from_network(lambda x, c: x)}, "torch.nn.Module"), ({"sde": "vp"}, "sde=str"),
+        ({"score": net}, "from_network"), ({"score": from_network(lambda x, c: x)}, "torch.nn.Module"), ({"sde": "vp"}, "sde='vp'"),
         ({"data": DATA.long()}, "data.dtype"), ({"data": DATA[:0]}, "at least one sample"), ({"data": DATA / 0}, "NaN or inf"),
         ({"config": {}}, "TrainingConfig"), ({"conditions": {"y": torch.zeros(3)}}, r"conditions\['y'\].*200"),
         ({"checkpoint": tmp_path / "no" / "a"}, "directory to exist"), ({"score": score_of(MLP(2, 8, 1).half())}, "float16"),

@@ -19,6 +19,7 @@ import dataclasses
 import io
 import multiprocessing
 import multiprocessing.connection
+import numbers
 import os
 import signal
 from collections.abc import Iterator, Sequence
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 
 from .. import files, recipes, sampling
-from ..contracts import choice, integer, real
+from ..contracts import choice, flags, instance, integer, known, real, sequence
 from ..grids import GRIDS, Grid
 from ..progress import bar
 from ..sde import SDE
@@ -80,8 +81,10 @@ class Study:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if isinstance(field.default, tuple):
-                if isinstance(value, str) or not isinstance(value, Sequence):
-                    raise TypeError(f"{field.name}={value!r}: expected a list, such as [{value!r}].")
+                value = sequence(field.name, value, f"a list such as {list(field.default)}", 0)
+                kind = numbers.Real if field.name in ("nfe", "tolerances") else object if field.name in ("solvers", "targets") else str
+                for k, v in enumerate(value):
+                    instance(f"{field.name}[{k}]", v, kind, "a number" if kind is numbers.Real else "a name")
                 named = [_dotted(field.name[:-1], v) if field.name in ("solvers", "targets") else v for v in value]
                 object.__setattr__(self, field.name, tuple(dict.fromkeys(named)))
         for dotted in self.solvers:
@@ -101,6 +104,7 @@ class Study:
         for k, tolerance in enumerate(self.tolerances):
             real(f"tolerances[{k}]", tolerance, 0.0, 1.0, low_open=True)
         integer("n", self.n, 20)
+        flags(train=self.train)
         integer("seed", self.seed, 0, (1 << 28) - 1)
         if not self.entries:
             raise ValueError("methods=(), solvers=(): nothing to compare; expected methods such as ['ddim', 'dpm++2m'] or a solver.")
@@ -191,9 +195,13 @@ def _dotted(name: str, value: Any) -> str:
     return f"{module}:{qualified}"
 
 
+_FIELDS = {field.name: field.default for field in dataclasses.fields(Study)}
+
+
 # -- ready-made studies -----------------------------------------------------------------------------------------------------------
 def quick(**lists: Any) -> Study:
     """The main methods on four targets with 5 to 50 calls: 3 minutes on two cores. ``lists`` replace fields."""
+    known("bench.quick", lists, _FIELDS)
     return Study(**{"methods": ("euler", "ddim", "heun", "edm-heun", "dpm-solver-2", "dpm++2m", "dpm++3m", "unipc-2", "deis-2", "eab-3",
                                 "rk45", "euler-maruyama", "ddpm", "pc", "dpm++2m-sde", "sa-solver", "er-sde-2"),
                     "targets": ("gaussian", "mixture", "8-gaussians", "two-moons"), **lists})
@@ -202,6 +210,7 @@ def quick(**lists: Any) -> Study:
 def full(**lists: Any) -> Study:
     """Every method of the catalogue on its own grid and on log-SNR, with 5 to 200 calls, three processes, five targets: an hour on two
     cores. Other libraries' engines are left out, since they are these methods again. ``lists`` replace fields."""
+    known("bench.full", lists, _FIELDS)
     names = [m for m in recipes.methods() if not m.startswith(EXTERNAL) and m not in LEFT_OUT]
     return Study(**{"methods": tuple(names), "grids": (OWN, "logsnr"), "nfe": (5, 10, 20, 50, 100, 200),
                     "tolerances": (1e-1, 1e-2, 1e-3, 1e-4, 1e-5), "processes": ("VPSDE", "EDMSDE", "RectifiedFlow"),
@@ -216,7 +225,9 @@ def run(study: Study, out: str | Path, *, jobs: int = 1, progress: bool = True, 
     ``command``: what the page shows as the line that made it. A cell that fails records its error and the study goes on. Raises
     FileExistsError for a folder that holds something else, and what training raises.
     """
-    integer("jobs", jobs, 1)
+    instance("study", study, Study, "a Study such as bench.quick()"), integer("jobs", jobs, 1)
+    flags(progress=progress)
+    instance("command", command, str, "the line that made it")
     folder = claimed(out)
     cells.write_json(folder / STUDY, _document(study, command, []))
     for inner in (folder, *filter(Path.is_dir, folder.iterdir())):
@@ -253,7 +264,8 @@ def claimed(out: str | Path) -> Path:
 
 def read(path: str | Path) -> list[Row]:
     """The rows of a benchmark's folder, or of a results.csv. ValueError where its columns are others."""
-    file = Path(path) / RESULTS if Path(path).is_dir() else Path(path)
+    path = files.named("path", path)
+    file = path / RESULTS if path.is_dir() else path
     rows, k = list[Row](), 0
     try:
         with open(file, encoding="utf-8", newline="") as lines:
@@ -277,7 +289,7 @@ def _typed(name: str, text: str) -> Any:
 
 def failures(path: str | Path) -> list[dict[str, Any]]:
     """The cells of a benchmark's folder that failed, in words, each with its ``error``."""
-    return (cells.read_json(Path(path) / STUDY) or {}).get("failures", [])
+    return (cells.read_json(files.named("path", path) / STUDY) or {}).get("failures", [])
 
 
 def as_csv(rows: Sequence[Row]) -> str:

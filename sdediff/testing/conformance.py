@@ -45,6 +45,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..contracts import choice, flags, integer, known, real
 from ..equation import ReverseSDE
 from ..grids import LogSNR
 from ..random import Noise, WhiteNoise
@@ -82,6 +83,9 @@ class Twins:
     """Independent coordinates, each half N(-1, v), half N(1, v): exact score, density and distribution in any shape."""
 
     variance: float = 0.15
+
+    def __post_init__(self) -> None:
+        real("variance", self.variance, 0.0, low_open=True)
 
     def score(self, x: Tensor, level: NoiseLevel) -> Prediction:
         """What is known of x (B, *D) at a level, exactly."""
@@ -1201,14 +1205,18 @@ def _alive(s: Subject, n: int) -> int:
 
 
 # -- doors ----------------------------------------------------------------------------------------------------------
+_CLAIMS: dict[str, Any] = {"order": None, "stochastic": None, "eta": None, "level": "fast"}
 Candidate = Solver | Method | str | Callable[[Any], Method]
 
 
 def subject(solver: Candidate, *, order: int | None = None, stochastic: bool | None = None, eta: Any = None,
             level: str = "fast") -> Subject:
     """A method as the suite sees it; see ``check_solver``. Raises TypeError or ValueError on what is none."""
-    if level not in ("fast", "full"):
-        raise ValueError(f"level={level!r}: expected 'fast' or 'full'.")
+    choice("level", level, ("fast", "full"))
+    if order is not None:
+        integer("order", order, 1, 20)
+    if stochastic is not None:
+        flags(stochastic=stochastic)
     if isinstance(solver, Solver):
         given = Method(type(solver).__name__, solver, (1.0 if solver.noise == "eta" else 0.0) if eta is None else eta)
     elif isinstance(solver, (str, Method)):
@@ -1236,13 +1244,13 @@ def _kept(solver: Any, options: tuple[tuple[str, Any], ...]) -> Subject:
 def checks(level: str = "fast") -> tuple[str, ...]:
     """Names of the twenty checks, for ``pytest.mark.parametrize("check", checks())``. Both levels have the same; "full" measures more.
     Raises ValueError on another level."""
-    if level not in ("fast", "full"):
-        raise ValueError(f"level={level!r}: expected 'fast' or 'full'.")
+    choice("level", level, ("fast", "full"))
     return tuple(SOLVER)
 
 
 def run_check(name: str, solver: Candidate, *, expected_failures: Mapping[str, str] | None = None, **options: Any) -> Result:
     """One check; options as for ``check_solver``. ``result.ok`` and ``str(result)`` say all."""
+    known("run_check", options, _CLAIMS)
     try:
         what = _kept(solver, tuple(options.items()))
     except TypeError:                           # not hashable
@@ -1263,10 +1271,12 @@ def check_solver(solver: Candidate, *, order: int | None = None, stochastic: boo
     expected_failures : {check: reason}. One that passes is a failure.
     level : "fast" (about a second) or "full" (more grids, processes and paths).
     """
+    SOLVER.expected(expected_failures)
     what = subject(solver, order=order, stochastic=stochastic, eta=eta, level=level)
     return SOLVER.report(what.name, level, what, expected_failures)
 
 
 def assert_conforms(solver: Candidate, **options: Any) -> None:
     """``check_solver``, or ConformanceError with the report."""
+    known("assert_conforms", options, {**_CLAIMS, "expected_failures": None})
     check_solver(solver, **options).raise_on_failure()

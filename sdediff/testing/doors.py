@@ -551,8 +551,8 @@ door(sdediff.tuned.best, {"methods": {}, "nfe": 8}, {"methods": Free("what ``rea
 # -- what there is --------------------------------------------------------------------------------------------------------
 MODULES = (
     "grids", "guidance", "inverse", "operators", "random", "selection", "solvers", "targets", "metrics", "analysis", "likelihood",
-    "latent")
-#: What the library makes and callers read: results, and objects that a door makes and checks.
+    "latent", "nets", "data", "training", "plots", "tuned", "doctor", "evaluate", "adapters", "testing", "bench")
+#: What the library makes and callers read: results, objects that a door makes and checks, and records whose fields a door checks.
 MADE = frozenset((
     "sdediff.NumericalWarning", "sdediff.SampleInfo", "sdediff.Path", "sdediff.LogProb", "sdediff.Bound", "sdediff.NoiseLevel",
     "sdediff.NetworkError", "sdediff.StepBudgetError", "latent.RoundTrip", "likelihood.Divergence", "likelihood.LogProb",
@@ -560,9 +560,13 @@ MADE = frozenset((
     "analysis.Ranked", "guidance.Guided", "guidance.Extrapolated", "guidance.ClassifierGuided", "guidance.Tempered",
     "inverse.Observation", "inverse.Observed", "inverse.Posterior", "targets.ClassScore", "solvers.Table", "solvers.Form",
     "solvers.State", "solvers.TorchSDEForm", "solvers.StepBudgetError", "solvers.NonStationary", "solvers.EmbeddedPair",
-    "solvers.RungeKutta", "solvers.SingleStep"))
+    "solvers.RungeKutta", "solvers.SingleStep", "training.Checkpoint", "training.Trained", "data.Dataset", "plots.Panel", "plots.Track",
+    "tuned.Gain", "tuned.Knots", "tuned.Tuned", "doctor.Line", "doctor.Health", "doctor.Report", "evaluate.Row", "evaluate.Inpainted",
+    "adapters.Adapted", "adapters.Listed", "adapters.Denoiser", "adapters.Stepped", "testing.ConformanceError", "testing.Convergence",
+    "testing.Finding", "testing.Law", "testing.Report", "testing.Result", "testing.Subject", "bench.Cell", "bench.Problem", "bench.Row"))
 #: What the loops and the doors call, on values that a door has checked; and abstract classes, whose constructors are those of their kinds.
 PROTOCOL = frozenset((
+    "training.denoising", "training.classifying", "testing.NotApplicable", "testing.Suite",
     "likelihood.products", "likelihood.divergence", "selection.tuned", "random.names", "random.undone", "sdediff.SDE", "grids.Grid",
     "operators.Operator", "random.Noise", "solvers.Solver", "solvers.Multistep", "solvers.Observing", "targets.Target"))
 
@@ -591,3 +595,6 @@ def without_a_domain() -> list[str]:
     every = (*recipes.methods(), *recipes.methods(True))
     return lacking + [f"method {name}({option})" for name in every for option in recipes.options(name)
                       if option not in DOORS[f"method {name}"].domains]
+
+
+from . import workshop as _workshop  # noqa: E402, F401    its doors are entered here, and it takes its words from above

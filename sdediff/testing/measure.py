@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import random
+from .. import contracts, random
 from ..equation import ReverseSDE
 from ..grids import Grid, LogSNR
 from ..random import Noise
@@ -34,10 +34,11 @@ from ..sampling import iterate
 from ..score import Prediction
 from ..sde import SDE, VPSDE, NoiseLevel
 from ..solvers import DDIM
-from ..targets import Gaussian, GaussianMixture
+from ..targets import Gaussian, GaussianMixture, Target
 
 STEPS = (40, 80, 160, 320)
 FLOOR = 1e-11                   # errors below it are rounding
+SUCH = "a forward process such as sdediff.VPSDE()"
 MIDWAY = 0.35                   # a start in mid-trajectory of VPSDE(): log-SNR/2 about -0.2
 
 
@@ -49,6 +50,11 @@ class Problem:
     sde: SDE
     target: Any
     rows: int = 64
+
+    def __post_init__(self) -> None:
+        contracts.text("name", self.name, "mixture"), contracts.instance("sde", self.sde, SDE, SUCH)
+        contracts.instance("target", self.target, Target, "an exact law such as sdediff.targets.Gaussian([0.0, 0.0])")
+        contracts.integer("rows", self.rows, 1)
 
     def start(self, t_start: float) -> Tensor:
         """States (rows, d) at t_start, drawn from the exact marginal there."""
@@ -80,28 +86,40 @@ def _rotation(d: int) -> Tensor:
     return q
 
 
-@functools.cache
-def gaussian_problem(sde: SDE | None = None) -> Problem:
+def _once(make: Callable[[SDE], Problem]) -> Callable[..., Problem]:
+    """The same problem for the same process, VPSDE() by default, so that its reference is computed once."""
+    kept = functools.cache(make)
+
+    def problem(sde: SDE | None = None) -> Problem:
+        contracts.instance("sde", sde, SDE, SUCH, none=True)
+        return kept(sde or VPSDE())
+
+    problem.__name__, problem.__qualname__, problem.__doc__ = make.__name__, make.__qualname__, make.__doc__
+    return problem
+
+
+@_once
+def gaussian_problem(sde: SDE) -> Problem:
     """N(m, S) in three dimensions, S with eigenvalues 0.05, 0.5, 2 in a rotated basis."""
     q = _rotation(3)
     cov = q @ torch.diag(torch.tensor([0.05, 0.5, 2.0], dtype=torch.float64)) @ q.T
-    return Problem("gaussian", sde or VPSDE(), Gaussian(torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64), (cov + cov.T) / 2))
+    return Problem("gaussian", sde, Gaussian(torch.tensor([0.5, -1.0, 0.25], dtype=torch.float64), (cov + cov.T) / 2))
 
 
-@functools.cache
-def mixture_problem(sde: SDE | None = None) -> Problem:
+@_once
+def mixture_problem(sde: SDE) -> Problem:
     """Two anisotropic modes of unequal weight in the plane."""
     means = torch.tensor([[-1.0, 0.5], [1.0, -0.5]], dtype=torch.float64)
     covs = torch.tensor([[[0.15, 0.05], [0.05, 0.25]], [[0.30, -0.08], [-0.08, 0.12]]], dtype=torch.float64)
-    return Problem("mixture", sde or VPSDE(), GaussianMixture(means, covs, torch.tensor([0.4, 0.6], dtype=torch.float64)))
+    return Problem("mixture", sde, GaussianMixture(means, covs, torch.tensor([0.4, 0.6], dtype=torch.float64)))
 
 
-@functools.cache
-def overlap_problem(sde: SDE | None = None) -> Problem:
+@_once
+def overlap_problem(sde: SDE) -> Problem:
     """Two overlapping modes in the plane: nonlinear, so that no scheme shows the order that it has on linear equations alone, and smooth
     enough for strong orders to show on few steps (no ridge at which paths part)."""
     means = torch.tensor([[0.7, 0.3], [-0.7, -0.3]], dtype=torch.float64)
-    return Problem("overlap", sde or VPSDE(), GaussianMixture(means, [0.3, 0.3]))
+    return Problem("overlap", sde, GaussianMixture(means, [0.3, 0.3]))
 
 
 class Convergence(NamedTuple):
@@ -126,11 +144,25 @@ class Convergence(NamedTuple):
         return self.order >= order - (0.15 if order <= 2 else 0.3)
 
 
+def _run(sde: SDE, steps: Any, grid: Any, t_start: Any, t_end: Any) -> tuple[tuple[int, ...], Grid, float, float]:
+    """The numbers of steps, the grid and the span of a measurement, by default uniform log-SNR over all of the process."""
+    contracts.instance("grid", grid, Grid, "a grid such as sdediff.grids.LogSNR()", none=True)
+    every = contracts.sequence("steps", steps, "such as (40, 80)")
+    n = tuple(contracts.integer(f"steps[{k}]", v, 1, contracts.MOST) for k, v in enumerate(every))
+    start = sde.t_max if t_start is None else contracts.real("t_start", t_start, sde.t_min, sde.t_max, low_open=True)
+    end = sde.t_min if t_end is None else contracts.real("t_end", t_end, 0.0, start, high_open=True)
+    return n, LogSNR() if grid is None else grid, start, end
+
+
+def _gaussian(mean: Any, variance: Any) -> None:
+    contracts.real("mean", mean), contracts.real("variance", variance, 0.0, low_open=True)
+
+
 def converge(method: str | Method, problem: Problem, *, t_start: float | None = None, t_end: float | None = None,
              steps: Sequence[int] = STEPS, grid: Grid | None = None) -> Convergence:
     """Root-mean-square errors of a deterministic method to the problem's probability-flow endpoint, on uniform log-SNR."""
-    recipe, sde, grid = as_method(method), problem.sde, grid or LogSNR()
-    t_start, t_end = t_start or sde.t_max, sde.t_min if t_end is None else t_end
+    recipe, sde = as_method(method), contracts.instance("problem", problem, Problem, "a Problem such as mixture_problem()").sde
+    steps, grid, t_start, t_end = _run(sde, steps, grid, t_start, t_end)
     eq, errors = ReverseSDE(sde, problem.target.score, recipe.eta), []
     for n in steps:
         *_, state = iterate(eq, recipe.solver, problem.start(t_start), sde.levels(grid(sde, n, t_start, t_end)))
@@ -176,6 +208,9 @@ def affine_laws(method: str | Method, sde: SDE, levels: Sequence[NoiseLevel], me
     """The law of a method's state at every level, on data N(mean, variance), started from the exact marginal at ``levels[0]``, by
     unit impulses through the black box: no Monte Carlo error."""
     recipe = as_method(method)
+    contracts.instance("sde", sde, SDE, SUCH)
+    _gaussian(mean, variance)
+    levels = contracts.each("levels", levels, NoiseLevel, "sde.at(0.5)", 2)
 
     def score(x: Tensor, level: NoiseLevel) -> Prediction:
         total = level.alpha**2 * variance + level.sigma**2
@@ -206,7 +241,9 @@ def weak_convergence(method: str | Method, sde: SDE | None = None, *, t_start: f
                      steps: Sequence[int] = (50, 100, 200, 400), grid: Grid | None = None, mean: float = 0.5,
                      variance: float = 0.25) -> Convergence:
     """Errors |variance - exact| of a method's output on Gaussian data, by the affine probe."""
-    sde, grid = sde or VPSDE(), grid or LogSNR()
+    sde = contracts.instance("sde", sde, SDE, SUCH, none=True) or VPSDE()
+    _gaussian(mean, variance)
+    steps, grid, t_start, t_end = _run(sde, steps, grid, t_start, t_end)
     laws = [affine_law(method, sde, sde.levels(grid(sde, n, t_start, t_end)), mean, variance) for n in steps]
     return Convergence(tuple(steps), tuple(abs(law.variance - law.exact_variance) for law in laws))
 
@@ -216,7 +253,9 @@ class KnotPath(Noise):
     between other times raise ValueError; draws that belong to no interval are white noise of the same seed."""
 
     def __init__(self, seed: int, shape: Sequence[int], levels: Sequence[NoiseLevel]) -> None:
-        self.shape, self.dtype, self.device = tuple(shape), torch.float64, torch.device("cpu")
+        contracts.integer("seed", seed, 0)
+        levels = contracts.each("levels", levels, NoiseLevel, "sde.at(0.5)", 2)
+        self.shape, self.dtype, self.device = contracts.shape("shape", shape), torch.float64, torch.device("cpu")
         self.white = random.WhiteNoise(seed, shape, dtype=torch.float64)
         self.times = [level.t for level in levels]
         w, a = torch.zeros(self.shape, dtype=torch.float64), torch.zeros(self.shape, dtype=torch.float64)
@@ -255,10 +294,15 @@ class KnotPath(Noise):
         return self.pairs[k]
 
 
-@functools.lru_cache(maxsize=2)
 def knot_path(seed: int, shape: tuple[int, ...], steps: int, sde: SDE | None = None) -> KnotPath:
     """A path for log-SNR grids of up to ``steps`` steps, known at their halves and thirds too, where stages lie."""
-    sde = sde or VPSDE()
+    sde = contracts.instance("sde", sde, SDE, SUCH, none=True) or VPSDE()
+    shape, steps = contracts.shape("shape", shape), contracts.integer("steps", steps, 1, contracts.MOST // 6)
+    return _knot_path(contracts.integer("seed", seed, 0), shape, steps, sde)
+
+
+@functools.lru_cache(maxsize=2)
+def _knot_path(seed: int, shape: tuple[int, ...], steps: int, sde: SDE) -> KnotPath:
     return KnotPath(seed, shape, sde.levels(LogSNR()(sde, 6 * steps)))
 
 
@@ -268,8 +312,11 @@ def strong_convergence(method: str | Method, problem: Problem, *, t_start: float
                        source: Callable[..., Noise] | None = None) -> Convergence:
     """Root-mean-square distance, path by path, to a fine solution on the same Brownian path in t: of ``reference``, which is kept for the
     next method that is held against it on the same path, or by default the method's own."""
-    recipe, sde, grid = as_method(method), problem.sde, grid or LogSNR()
-    t_start, t_end = t_start or sde.t_max, sde.t_min if t_end is None else t_end
+    recipe, sde = as_method(method), contracts.instance("problem", problem, Problem, "a Problem such as mixture_problem()").sde
+    steps, grid, t_start, t_end = _run(sde, steps, grid, t_start, t_end)
+    contracts.integer("finest", finest, 1, contracts.MOST), contracts.integer("paths", paths, 1), contracts.integer("seed", seed, 0)
+    contracts.function("source", source, "lambda seed, shape: WhiteNoise(seed, shape)", none=True)
+    contracts.instance("reference", reference, (str, Method), "a method or the name of one", none=True)
     build = source or (lambda seed, shape: random.BrownianPath(seed, shape, span=(0.0, sde.t_max), dtype=torch.float64))
     x = _path_start(problem, t_start, paths, seed)
     where = problem, t_start, t_end, grid, paths, seed, build(seed + 2, tuple(x.shape))
@@ -294,5 +341,6 @@ _reference_end = functools.lru_cache(maxsize=4)(_path_end)
 
 def path_reference(recipe: Method) -> Method | None:
     """The method of strong order 3/2 for the equation that a method solves path by path; None where that equation is not known."""
+    contracts.instance("recipe", recipe, Method, "a method such as sdediff.method('ddim')")
     eta = recipe.eta if recipe.solver.noise == "eta" else recipe.solver.eta if isinstance(recipe.solver, DDIM) else None
     return None if eta is None else as_method("sra1", eta=eta)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import contracts
 from ..equation import ReverseSDE
 from ..random import WhiteNoise
 from ..score import Prediction, Score
@@ -195,9 +196,12 @@ def agreement(sde: SDE) -> Iterator[Finding]:
 def check_sde(sde: SDE, *, expected_failures: Mapping[str, str] | None = None) -> Report:
     """Nine checks of a forward process: kernel, semigroup, snr, prior, score, ends, derivatives, inverse, agreement. Raises TypeError
     on what is no process."""
-    if not isinstance(sde, SDE):
-        raise TypeError(f"sde={type(sde).__name__}: expected a forward process, such as sdediff.VPSDE() or your subclass of sdediff.SDE.")
+    _process(sde)
     return PROCESS.report(type(sde).__name__, "full", sde, expected_failures)
+
+
+def _process(sde: Any) -> SDE:
+    return contracts.instance("sde", sde, SDE, "a forward process, such as sdediff.VPSDE() or your subclass of sdediff.SDE")
 
 
 # -- a score --------------------------------------------------------------------------------------------------------
@@ -325,11 +329,15 @@ def curl(m: _Model) -> Iterator[Finding]:
 
 def _model(score: Score, sde: SDE, shape: Sequence[int], dtype: torch.dtype, device: Any, tolerance: float | None,
            curl: float | None) -> _Model:
-    sizes = tuple(shape)
+    contracts.scored("score", score), _process(sde), contracts.dtype("dtype", dtype)
+    for name, value in (("tolerance", tolerance), ("curl", curl)):
+        if value is not None:
+            contracts.real(name, value, 0.0, low_open=True)
+    sizes = contracts.shape("shape", shape)
     if not sizes or sizes[0] < 2:
         raise ValueError(f"shape={sizes}: expected (B, ...) with B >= 2 samples.")
     agree = (1e-12 if dtype == F64 else 2e-5) if tolerance is None else tolerance
-    return _Model(score, sde, sizes, dtype, torch.device(device or "cpu"), agree, curl)
+    return _Model(score, sde, sizes, dtype, contracts.device("device", "cpu" if device is None else device), agree, curl)
 
 
 def check_score(score: Score, sde: SDE, shape: Sequence[int], *, dtype: torch.dtype = torch.float32, device: Any = None,
@@ -346,4 +354,4 @@ def check_score(score: Score, sde: SDE, shape: Sequence[int], *, dtype: torch.dt
 
 def run_sde_check(name: str, sde: SDE) -> Result:
     """One check of ``check_sde``."""
-    return PROCESS.run(name, sde)
+    return PROCESS.run(name, _process(sde))

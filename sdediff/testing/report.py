@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..contracts import instance, names, shown
+
 PASSED, FAILED, EXPECTED, UNEXPECTED, NOT_APPLICABLE, REPORTED = (
     "passed", "FAILED", "expected failure", "UNEXPECTED PASS", "not applicable", "reported")
 
@@ -132,16 +134,23 @@ class Suite(dict[str, Check]):
     def run(self, name: str, subject: Any, expected_failures: Mapping[str, str] | None = None) -> Result:
         """One check's verdict. An expected failure that passes, or that does not apply, is a failure. Raises ValueError on a name that
         is none."""
-        expected = dict(expected_failures or {})
-        for given in (name, *expected):
-            if given not in self:
-                raise ValueError(f"check {given!r} is unknown; expected one of: {', '.join(self)}.")
+        expected = self.expected(expected_failures)
+        if instance("check", name, str, f"the name of a check, such as {next(iter(self))!r}") not in self:
+            raise ValueError(f"check={name!r} is unknown; expected one of: {', '.join(self)}.")
         result = self._verdict(name, subject)
         if name not in expected:
             return result
         if result.status == FAILED:
             return Result(name, EXPECTED, result.finding, expected[name])
         return Result(name, UNEXPECTED, result.finding, f"expected to fail ({expected[name]}) but: {result.status}")
+
+    def expected(self, failures: Mapping[str, str] | None) -> dict[str, str]:
+        """Reasons by check. TypeError or ValueError on what is none, and on a check that there is not."""
+        known = names("expected_failures", failures, f"{{{next(iter(self))!r}: 'why'}}")
+        for name in known:
+            if name not in self:
+                raise ValueError(f"expected_failures={shown(failures)}: check {name!r} is unknown; expected one of: {', '.join(self)}.")
+        return known
 
     def _verdict(self, name: str, subject: Any) -> Result:
         worst: Finding | None = None
@@ -167,4 +176,5 @@ class Suite(dict[str, Check]):
 
     def report(self, title: str, level: str, subject: Any, expected_failures: Mapping[str, str] | None = None) -> Report:
         """Every check's verdict."""
+        self.expected(expected_failures)
         return Report(title, level, tuple(self.run(name, subject, expected_failures) for name in self))

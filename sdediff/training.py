@@ -602,8 +602,8 @@ def train_classifier(classifier: NetworkClassifier, sde: SDE, data: Tensor, labe
 
     if not isinstance(labels, Tensor) or labels.shape != (len(state("data", data)),):
         raise ValueError(f"labels={shown(labels)}: expected integers ({len(data)},), a label for each sample of data.")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or bool((labels < 0).any()):
-        raise ValueError(f"labels={shown(labels)}, from {labels.flatten()[:2].tolist()} on: expected integers from 0 up.")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise TypeError(f"labels.dtype={labels.dtype}: expected integer labels from 0 up.")
     return _trained(classifier, classifying(sde, labels), sde, data, {"y": labels}, None, config, checkpoint, resume, progress, group)
 
 

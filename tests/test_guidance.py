@@ -505,7 +505,7 @@ def test_a_trained_classifier_comes_near_the_exact_posterior(tmp_path):
 @pytest.mark.parametrize(("call", "error", "message"), [
     ({"classifier": from_network(Net())}, TypeError, r"classifier=NetworkScore: expected from_classifier\(network\)"),
     ({"labels": LABELS + 1}, ValueError, r"labels=1..3: expected labels in \[0, 2\]"),
-    ({"labels": LABELS[:5]}, ValueError, r"conditions\['y'\]=.*leading axis of 200"),
+    ({"labels": LABELS[:5]}, ValueError, r"labels=.*expected integers \(200,\)"),
     ({"labels": LABELS.double()}, TypeError, r"labels.dtype=torch.float64: expected integer labels"),
     ({"config": SMALL}, ValueError, r"drop=0.3: a classifier is trained on all labels"),
     ({"classifier": from_classifier(MLP(3))}, ValueError, r"x.shape"),

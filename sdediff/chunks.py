@@ -10,7 +10,8 @@ to the call, not to the processes that share it, so that their number changes no
 
 *The file.* OUT.partial is the .npy header, the samples, and a mark for each chunk: zeros, and once its samples are on the disk their
 digest, so that what goes on knows them again. A process writes the marks of its own chunks only. OUT.partial.json holds the call, and
-whether all is done: then the marks are cut off and the file takes its name. Chunks are written, not mapped: a full disk is an error that loses nothing, and the memory of the process stays flat.
+whether all is done: then the marks are cut off and the file takes its name. Chunks are written, not mapped: a full disk is an error that
+loses nothing, and the memory of the process stays flat.
 """
 from __future__ import annotations
 

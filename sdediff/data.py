@@ -324,8 +324,8 @@ def _npy(path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     try:
         values = np.lib.format.open_memmap(path, mode="r")  # of as many bytes as its header promises, or refused
     except Exception as error:                              # a damaged header may raise anything
-        raise ValueError(f"data='{path}': not a readable .npy array ({' '.join(str(error).split())[:200] or 'empty file'}); expected one saved "
-                         "by numpy.save, of numbers, shape (N, d).") from None
+        raise ValueError(f"data='{path}': not a readable .npy array ({' '.join(str(error).split())[:200] or 'empty file'}); expected one "
+                         "saved by numpy.save, of numbers, shape (N, d).") from None
     if values.dtype.kind not in "fiu":
         raise ValueError(f"data='{path}' holds {values.dtype}; expected real numbers, shape (N, d).")
     if values.offset + values.nbytes != path.stat().st_size:

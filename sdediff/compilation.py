@@ -263,7 +263,7 @@ class _Graph:
         torch.cuda.current_stream(start.device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         if generator is not None:
-            generator.set_state(before)         # type: ignore[arg-type]
+            generator.set_state(before)
             self.graph.register_generator_state(generator)
         with torch.cuda.graph(self.graph):
             self.end, watched = body()

@@ -307,7 +307,7 @@ def tune(run: Path, budgets: Sequence[int], *, method: str = "auto", overwrite: 
     already are yielded as they are, unless ``overwrite``. Last, a picture of grids and gains (``tuned.png``). ``settings``: of
     ``tuning.tune``, which says what is raised."""
     run, device = files.named("run", run), device_of("device", device)
-    budgets = [integer(f"budgets[{k}]", nfe, 1, MOST) for k, nfe in enumerate(sequence("budgets", budgets, "such as [5, 10, 20]"))]
+    budgets = [integer("nfe", nfe, 1, MOST) for nfe in sequence("budgets", budgets, "such as [5, 10, 20]")]
     flags(overwrite=overwrite, progress=progress)
     choice("method", runs.spelled(contracts.text("method", method, "auto"))[0], ["auto", *methods()])
     known("evaluate.tune", settings, _SETTINGS)

@@ -1,4 +1,4 @@
-"""How the library answers wrong and unusual calls: every case of ``sdediff.testing.doors``, by public entry point.
+"""How the library answers wrong and unusual calls: every case of ``sdediff.testing.census``, by public entry point.
 
     python benchmarks/reliability.py            # some four minutes; writes results/reliability*.csv and docs/reliability/README.md
 """
@@ -9,7 +9,7 @@ import pathlib
 import warnings
 from collections import Counter
 
-from sdediff.testing import doors
+from sdediff.testing import census, doors
 from sdediff.testing.domains import cases, trial
 
 ROOT = pathlib.Path(__file__).parent
@@ -21,7 +21,7 @@ KINDS = ("refused", "served", "unclear", "silent")
 def measured() -> list[dict[str, object]]:
     """A row for each entry point."""
     rows = []
-    for name, door in doors.DOORS.items():
+    for name, door in census.DOORS.items():
         found, tried = Counter[str](), 0
         for case in cases(door):
             outcome = trial(case, lambda: doors.NETWORK.calls)

@@ -263,7 +263,8 @@ def trajectory(path: str | Path, sde: SDE, tracks: Sequence[Track], data: Tensor
     """A GIF of the methods side by side on their way from noise to data, which lies behind them, faint.
 
     Points keep one colour, by the first coordinate of their noise, so that equal starts can be told across methods. States are interpolated
-    linearly between a method's own steps, and the last frame is held. Images are sheets of up to ``sheet`` = (rows, columns).
+    linearly between a method's own steps, and the last frame is held. Images are sheets of up to ``sheet`` = (rows, columns). Raises
+    TypeError or ValueError on an argument that does not fit the others.
     """
     from PIL import Image
     path, sheet = files.named("path", path), _cells("sheet", sheet)
@@ -350,7 +351,7 @@ def _resampled(sde: SDE, track: Track, angles: np.ndarray) -> Tensor:
 # -- from data to noise --------------------------------------------------------------------------------------------------------
 def forward(sde: SDE, times: Sequence[float] | Tensor, x: Tensor, *, axes: Sequence[str] = (), paths: int = 6) -> Figure:
     """The forward process ``x`` (steps+1, B, *D) at ``times``: five snapshots, sample paths of one coordinate over the density of all,
-    and that coordinate's law beside N(0, 1)."""
+    and that coordinate's law beside N(0, 1). Raises TypeError or ValueError on times or shapes that do not fit."""
     from scipy.ndimage import gaussian_filter
     _process(sde), contracts.integer("paths", paths, 1)
     times = contracts.sequence("times", times, "rising times such as [0.0, 0.5, 1.0]", 2)
@@ -422,7 +423,7 @@ def score_field(sde: SDE, score: Score, data: Tensor, noise: Tensor, *, exact: S
                 ratios: Sequence[float] = (2.0, 0.7, 0.25, 0.08)) -> Figure:
     """The score at four noise levels sigma/alpha: its direction by arrows, its length by colour, with noised data (``data`` and
     ``noise``, both (n, *D)) faint; with ``exact``, its relative root mean square error on the noised data. Images: the noised ones
-    above, what the network takes for their clean mean below."""
+    above, what the network takes for their clean mean below. Raises TypeError or ValueError on shapes that do not fit."""
     _process(sde), contracts.scored("score", score), _points("data", data), _points("noise", noise, 2, data)
     if exact is not None:
         contracts.scored("exact", exact)
@@ -535,7 +536,7 @@ def interpolation(paths: Tensor, data: Tensor, title: str = "") -> Figure:
 
 def posteriors(truth: Tensor, measured: Tensor, draws: Tensor, data: Tensor, title: str = "") -> Figure:
     """Posterior samples (n, draws, *D) of n measurements: images in a row each, after the truth and what was ``measured`` of it; points in
-    a panel each, over the data."""
+    a panel each, over the data. Raises TypeError or ValueError on shapes that do not fit."""
     _points("data", data), _words("title", title)
     for name, x in (("truth", truth), ("measured", measured)):
         _points(name, x, 2, data)

@@ -413,7 +413,7 @@ def previous(path: str | Path) -> Path:
 def save_checkpoint(path: str | Path, document: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]],
                     losses: Tensor) -> None:
     """Write a checkpoint, whole or not at all, and keep the one that was there as ``previous(path)``. Raises OSError where it cannot be
-    written; the file is then as it was."""
+    written; the file is then as it was; TypeError or ValueError on what is no document, tensors by part, or losses (steps,)."""
     from safetensors.torch import save
 
     document = contracts.names("document", instance("document", document, Mapping, "a document such as {'step': 0}"), "{'step': 0}")

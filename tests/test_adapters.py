@@ -648,9 +648,9 @@ WRONG = {
     "no module": (TypeError, "network=function", lambda net: from_edm(lambda x, c: x, "F.safetensors")),
     "process of song": (TypeError, "sde=EDMSDE: expected one that score_sde knows", lambda net: from_score_sde(F(), sdediff.EDMSDE())),
     "subtract_min": (ValueError, "subtract_min=True", lambda net: from_score_sde(F(), sdediff.VESDE(subtract_min=True))),
-    "no table": (TypeError, "nothing given", lambda net: from_table(F())),
-    "half a table": (TypeError, "alphas given", lambda net: from_table(F(), alphas=[0.9])),
-    "two tables": (TypeError, "betas, alphas, sigmas given", lambda net: from_table(F(), betas=[0.1], alphas=[0.9], sigmas=[0.1])),
+    "no table": (TypeError, "betas=None, alphas=None, sigmas=None: expected either", lambda net: from_table(F())),
+    "half a table": (TypeError, r"alphas=\[0.9\], sigmas=None: expected either", lambda net: from_table(F(), alphas=[0.9])),
+    "two tables": (TypeError, r"betas=\[0.1\], alphas=\[0.9\], sigmas=\[0.1\]: expected either", lambda net: from_table(F(), betas=[0.1], alphas=[0.9], sigmas=[0.1])),
     "lengths": (ValueError, "tables of 2 and 1 numbers", lambda net: from_table(F(), alphas=[0.9, 0.8], sigmas=[0.1])),
     "alpha": (ValueError, r"alphas\[0\]=0.0", lambda net: from_table(F(), alphas=[0.0, 0.0], sigmas=[0.1, 0.2])),
     "order": (ValueError, r"at index 1 is not below that at index 0.*alphas\[::-1\]", lambda net: from_table(F(), alphas=[0.8, 0.9], sigmas=[0.2, 0.1]))}

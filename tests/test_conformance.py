@@ -599,7 +599,7 @@ def test_faults_of_a_process_are_caught(fault):
 def test_every_check_of_a_process_catches_a_fault():
     assert set(SDE_BUGS.values()) == set(PROCESS)
     assert testing.check_sde(Wrong()).ok
-    with pytest.raises(TypeError, match="sde=str"):
+    with pytest.raises(TypeError, match="sde='vp'"):
         testing.check_sde("vp")
 
 

@@ -5,14 +5,14 @@ import pathlib
 import pytest
 
 from sdediff.cli import main
-from sdediff.testing import doors
+from sdediff.testing import census, doors
 from sdediff.testing.domains import INT64, Integer, Real, State, cases, trial
 
 ROOT = pathlib.Path(__file__).parent.parent
 SLOW = ("tuning.tune", "likelihood.log_prob", "metrics.judge", "sampling.sample", "method gotta-go-fast",
         "testing.check_solver", "testing.strong_convergence", "plots.trajectory", "plots.forward", "doctor.examine", "doctor.of_run",
         "evaluate.inpaint", "evaluate.tune", "evaluate.measure", "evaluate.interpolate")
-NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in doors.DOORS]
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in census.DOORS]
 
 
 @pytest.mark.filterwarnings("ignore::sdediff.NumericalWarning", "ignore:steps=:UserWarning")
@@ -21,7 +21,7 @@ def test_wrong_calls_are_refused_and_others_are_served(name):
     if name in ("adapters.from_diffusers", "adapters.Scheduler"):
         pytest.importorskip("diffusers", reason="diffusers is adapted there: pip install 'sdediff[adapters]'")
     bad = []
-    for case in cases(doors.DOORS[name]):
+    for case in cases(census.DOORS[name]):
         kind, said = trial(case, lambda: doors.NETWORK.calls)
         if kind != ("refused" if case.wrong else "served"):
             bad.append(f"{kind:8} {case}: {said}")
@@ -29,9 +29,9 @@ def test_wrong_calls_are_refused_and_others_are_served(name):
 
 
 def test_every_public_callable_has_a_door_and_every_argument_a_domain():
-    assert not doors.without_a_door()
-    assert not doors.without_a_domain()
-    stale = [name for name in doors.MADE | doors.PROTOCOL if name not in dict(doors.public())]
+    assert not census.without_a_door()
+    assert not census.without_a_domain()
+    stale = [name for name in census.MADE | census.PROTOCOL if name not in dict(census.public())]
     assert not stale, f"declared, and not there: {stale}"
 
 
@@ -64,9 +64,9 @@ def test_what_is_not_refused_in_words_is_seen(function, kind, word):
 def test_the_committed_table_is_of_these_entry_points_and_has_nothing_silent():
     with (ROOT / "benchmarks" / "results" / "reliability.csv").open() as file:
         rows = {row["entry"]: row for row in csv.DictReader(file)}
-    assert list(rows) == list(doors.DOORS)
+    assert list(rows) == list(census.DOORS)
     assert all(int(row["silent"]) == int(row["unclear"]) == 0 for row in rows.values())
-    assert all(int(row["cases"]) == sum(1 for _ in cases(doors.DOORS[name])) for name, row in rows.items())
+    assert all(int(row["cases"]) == sum(1 for _ in cases(census.DOORS[name])) for name, row in rows.items())
     total = sum(int(row["cases"]) for row in rows.values())
     assert f"{total} of them" in (ROOT / "docs" / "reliability" / "README.md").read_text()
 

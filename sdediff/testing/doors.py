@@ -1,16 +1,14 @@
 """Every public callable with a valid call and the domain of each argument.
 
 An argument's name means one thing in the library, so that most domains stand once, in ``EVERYWHERE``, and a door names only what is its
-own. ``public`` is what there is, read from the modules; what has no door is in ``MADE`` (what the library makes and callers read) or in
-``PROTOCOL`` (what the loops call, on values that a door has checked).
+own. The doors of networks, training, data and instruments are in ``workshop``; ``census`` holds all of them against what there is.
 """
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -547,55 +545,3 @@ A_RUN = recipes.Run(VP, SCORE, nfe=8)
 door(selection.auto, {"run": A_RUN}, {
     "run": Instance((recipes.Run,)), "spectrum": VARIANCES, "data": State(rank=2, none=True), "stochastic": Flag()}, costly=True)
 door(sdediff.tuned.best, {"methods": {}, "nfe": 8}, {"methods": Free("what ``read`` returns", False), "nfe": Integer(1, inside=(1,))})
-
-
-# -- what there is --------------------------------------------------------------------------------------------------------
-MODULES = (
-    "grids", "guidance", "inverse", "operators", "random", "selection", "solvers", "targets", "metrics", "analysis", "likelihood",
-    "latent", "nets", "data", "training", "plots", "tuned", "doctor", "evaluate", "adapters", "testing", "bench")
-#: What the library makes and callers read: results, objects that a door makes and checks, and records whose fields a door checks.
-MADE = frozenset((
-    "sdediff.NumericalWarning", "sdediff.SampleInfo", "sdediff.Path", "sdediff.LogProb", "sdediff.Bound", "sdediff.NoiseLevel",
-    "sdediff.NetworkError", "sdediff.StepBudgetError", "latent.RoundTrip", "likelihood.Divergence", "likelihood.LogProb",
-    "likelihood.Bound", "metrics.Estimate", "metrics.Moments", "metrics.ChiSquare", "analysis.Total", "analysis.GaussianError",
-    "analysis.Ranked", "guidance.Guided", "guidance.Extrapolated", "guidance.ClassifierGuided", "guidance.Tempered",
-    "inverse.Observation", "inverse.Observed", "inverse.Posterior", "targets.ClassScore", "solvers.Table", "solvers.Form",
-    "solvers.State", "solvers.TorchSDEForm", "solvers.StepBudgetError", "solvers.NonStationary", "solvers.EmbeddedPair",
-    "solvers.RungeKutta", "solvers.SingleStep", "training.Checkpoint", "training.Trained", "data.Dataset", "plots.Panel", "plots.Track",
-    "tuned.Gain", "tuned.Knots", "tuned.Tuned", "doctor.Line", "doctor.Health", "doctor.Report", "evaluate.Row", "evaluate.Inpainted",
-    "adapters.Adapted", "adapters.Listed", "adapters.Denoiser", "adapters.Stepped", "testing.ConformanceError", "testing.Convergence",
-    "testing.Finding", "testing.Law", "testing.Report", "testing.Result", "testing.Subject", "bench.Cell", "bench.Problem", "bench.Row"))
-#: What the loops and the doors call, on values that a door has checked; and abstract classes, whose constructors are those of their kinds.
-PROTOCOL = frozenset((
-    "training.denoising", "training.classifying", "testing.NotApplicable", "testing.Suite",
-    "likelihood.products", "likelihood.divergence", "selection.tuned", "random.names", "random.undone", "sdediff.SDE", "grids.Grid",
-    "operators.Operator", "random.Noise", "solvers.Solver", "solvers.Multistep", "solvers.Observing", "targets.Target"))
-
-
-def public() -> Iterator[tuple[str, Callable[..., Any]]]:
-    """The public functions and classes, by name: those of the package and those that its modules define."""
-    for module in ("", *MODULES):
-        where = importlib.import_module(f"sdediff.{module}" if module else "sdediff")
-        named = getattr(where, "__all__", None) or [n for n, v in vars(where).items() if not n.startswith("_")]
-        for name in named:
-            value = getattr(where, name)
-            if callable(value) and str(getattr(value, "__module__", "")).startswith(where.__name__):
-                yield f"{module or 'sdediff'}.{name}", value
-
-
-def without_a_door() -> list[str]:
-    """Public callables that nothing is declared for."""
-    known = {door.function for door in DOORS.values()}
-    return [name for name, value in public() if value not in known and name not in MADE | PROTOCOL]
-
-
-def without_a_domain() -> list[str]:
-    """Arguments of doors, and options of methods, that no domain is declared for."""
-    lacking = [f"{door.name}({argument})" for door in DOORS.values() if not door.name.startswith("method ")
-               for argument in arguments(door.function) if argument not in door.domains]
-    every = (*recipes.methods(), *recipes.methods(True))
-    return lacking + [f"method {name}({option})" for name in every for option in recipes.options(name)
-                      if option not in DOORS[f"method {name}"].domains]
-
-
-from . import workshop as _workshop  # noqa: E402, F401    its doors are entered here, and it takes its words from above

@@ -1,7 +1,6 @@
 """The doors of the workshop: networks, data, training, pictures, health, adapters, the instruments of ``testing`` and the benchmark.
 
-What is trained, drawn, measured or written here is as small as it can be; what takes seconds all the same is ``costly``. ``doors`` reads
-this module last.
+What is trained, drawn, measured or written here is as small as it can be; what takes seconds all the same is ``costly``.
 """
 from __future__ import annotations
 
@@ -151,14 +150,14 @@ RUN = {"data": State(inside=(POINTS.double(),)), "config": Instance((training.Tr
        "checkpoint": File(none=True), "resume": Flag(), "labels": Classes(40),
        "null": GIVEN, "conditions": GIVEN}
 CLASSES = (POINTS[:, 0] > 0).long()
-for function, call, own in (
+for function, _call, own in (
         (training.train, lambda: {"score": sdediff.from_network(nets.MLP(2, 8), "eps"), "sde": VP},
          {"score": Function(), "conditions": GIVEN}),
         (training.train_classifier, lambda: {"classifier": sdediff.from_classifier(nets.MLP(2, 8, outputs=2)), "sde": VP,
                                              "labels": CLASSES}, {"classifier": Function()}),
         (training.train_autoencoder, lambda: {"coder": nets.Autoencoder((1, 4, 4), width=8), "data": torch.zeros(8, 1, 4, 4)},
          {"coder": Instance((nn.Module,))})):
-    door(function, functools.partial(lambda call: {"data": POINTS, "config": CONFIG, "progress": False} | call(), call), {**RUN, **own},
+    door(function, functools.partial(lambda call: {"data": POINTS, "config": CONFIG, "progress": False} | call(), _call), {**RUN, **own},
          costly=True)
 DOCUMENT = {"step": 0}
 PARTS = Names(none=False, edges=([("network", {})], {"network": 3}, {"network": {"w": 3}}))

@@ -6,7 +6,7 @@ from what the sampler adds: a judge of real digits grades the decoded samples, a
 against held-out digits for both. With principal components and Gaussian data the latent sampler and the one on pixels are the same, path by
 path (tests/test_examples.py).
 
-Eight minutes on two cores; `--quick true` below one; interrupted and given again, it goes on.
+Nine minutes on two cores; `--quick true` below one; interrupted and given again (to as many threads), it goes on.
 """
 import time
 from pathlib import Path

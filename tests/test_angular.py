@@ -59,6 +59,7 @@ def test_the_limits_of_the_scale_are_the_eps_and_the_x0_form(form, limit, nodes)
     assert gaps[2] < 1e-8 < gaps[0] < 1e-3 and gaps[0] / gaps[1] == pytest.approx(100, rel=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("t_start", [1.0, MIDWAY])
 @pytest.mark.parametrize("problem", [gaussian_problem, mixture_problem])
 @pytest.mark.parametrize("nodes", [2, 3, 4])

@@ -19,6 +19,7 @@ def test_every_method_is_measured_and_meets_its_declared_order(name):
     assert entry.reference and entry.summary and entry.calls != 0 and entry.memory >= 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["heun", "dpm++2m", "eab-3", "unipc-2", "ddpm", "sde-heun"])
 def test_the_committed_measurement_is_reproduced(name):
     again = measure(name)

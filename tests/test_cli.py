@@ -342,6 +342,7 @@ def test_defaults_suit_data_and_process(data, process, expected, tmp_path, capsy
     assert {k: config[k] for k in expected} == expected and config["data"] == data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["sub-vp", "cosine", "ve", "edm", "flow", "ddpm"])
 def test_every_process(process, tmp_path):
     methods = ["dpm++2m:steps=4", "ddpm:steps=4"]
@@ -349,6 +350,7 @@ def test_every_process(process, tmp_path):
     assert compare(tmp_path / "p", "--process", process, "--methods", *methods, "--reference", "false", "--pictures", drawn) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [1, 5])
 def test_points_of_any_dimension(tmp_path, columns):
     np.save(tmp_path / "x.npy", 100 + np.random.default_rng(0).normal(size=(150, columns)))
@@ -384,6 +386,7 @@ def test_the_catalogue_and_the_coefficients_of_a_method(capsys):
     assert main(["methods", "dpm++2n"]) == 2 and "nearest: dpm++2s, dpm++2m" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_methods_tuned_to_a_run(run, tmp_path, capsys):
     from sdediff import tuned
     mine, little = tmp_path / "moons", ("--trajectories", "24", "--iterations", "4", "--starts", "1", "--quiet")

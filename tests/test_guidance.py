@@ -302,6 +302,7 @@ def test_nfe_counts_the_calls_that_are_made(method):
         assert within.nfe <= 20 < more.nfe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GUIDED)
 @pytest.mark.parametrize("method", ["ddim", "dpm++2m-sde", "heun", "rk45", "picard"])
 def test_batches_rows_and_chunks_give_the_same_samples(name, method, tmp_path):

@@ -513,6 +513,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("posterior", ["smc", "tweedie:iterations=1", "repaint:repeats=2", "ddrm"])
 def test_inpainting_a_run(run, posterior, capsys):
     line = ["inpaint", str(run), "--measured", "1", "--posterior", posterior, "--n", "2", "--draws", "32", "--steps", "20", "--std", "0.1"]

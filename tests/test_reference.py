@@ -11,6 +11,7 @@ PAGE = (ROOT / "docs/benchmark/README.md").read_text(encoding="utf-8")
 AGAIN = Study(methods=("ddim", "heun", "eab-3", "unipc-2", "ddpm", "dpm++2m-sde"), targets=("gaussian", "8-gaussians"), nfe=(10, 50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", AGAIN.cells()[::5], ids=lambda cell: cell.name)
 def test_cells_come_out_again(cell, tmp_path_factory):
     """To the five digits that are kept. A sliced W2 is a mean over sorted samples, as exact as they are."""

@@ -138,6 +138,7 @@ def test_in_its_own_clock_a_coarse_run_is_the_fine_one_on_a_point_mass(name):
 OWN_CLOCK = ["dpm++2m-sde", "dpm++3m-sde", "dpm++sde", "sa-solver", "er-sde-2", "er-sde-3"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OWN_CLOCK)
 def test_the_order_in_the_familys_own_clock(name):
     """Path by path in the clock in which the noise is exact: order 1, what is lost being the curvature of x0 along a rough path."""

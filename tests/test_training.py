@@ -741,6 +741,7 @@ def test_a_chain_trains_on_its_indices():
     assert torch.equal(c.unique().long(), torch.arange(50)) and torch.equal(c, c.round())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde, options", [
     (VPSDE(), {}), (EDMSDE(), {"weighting": "edm", "times": "lognormal"}), (RectifiedFlow(), {"weighting": "velocity"})],
     ids=["vp", "edm", "flow"])

@@ -220,6 +220,7 @@ def test_nothing_worse_than_the_best_standard_grid_is_returned():
     assert m.gain.ratio <= 1 and m.gain.after <= m.gain.before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde, nfe", [(EDM, 6), (CHAIN, 6), (sdediff.RectifiedFlow(), 6)], ids=["edm", "chain", "flow"])
 def test_every_kind_of_process(sde, nfe):
     m = tune("eab-2", sde, RING.score, nfe=nfe, data=DATA, trajectories=32, iterations=25, starts=1)
@@ -233,6 +234,7 @@ def test_a_smaller_budget_is_a_start_for_a_larger_one(five):
     assert m.calls == 7 and m.gain.ratio < 0.5
 
 
+@pytest.mark.slow
 def test_stochastic_methods_are_tuned_by_their_law():
     """Judged without Monte Carlo: the exact law on Gaussian data, by unit impulses."""
     gaussian = sdediff.targets.Gaussian([0.5], 0.25)
@@ -243,6 +245,7 @@ def test_stochastic_methods_are_tuned_by_their_law():
     assert affine_law(m, VP, VP.levels(m.grid.knots)).w2 < 0.5 * standard
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_network_is_left_as_it_was_and_its_calls_are_made_again_on_the_way_back(dtype):
     net = nets.MLP(2, 16, 1)
@@ -290,6 +293,7 @@ def test_the_reference_does_not_depend_on_the_grid():
     assert torch.allclose(*ends, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_law_covers():
     """The jackknife leaves out trajectories, not quantiles: over fresh sets the ratio's spread lies within its interval."""
     gaussian = sdediff.targets.Gaussian([0.5], 0.25)

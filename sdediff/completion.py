@@ -21,13 +21,16 @@ def values() -> dict[str, Sequence[str]]:
     """The words that may follow an option."""
     from .grids import GRIDS
     from .inverse import GUIDANCES
+    from .likelihood import DIVERGENCES
     from .recipes import methods
+    from .score import PREDICTS
+    from .sde import PROCESSES
     from .targets import TOYS
+    from .tuning import WHAT
     known = ["auto", "tuned", *methods()]
     return {"--method": known, "--methods": known, "--data": [*TOYS, "digits", "mnist"], "--device": ["cpu", "cuda"],
-            "--process": ["vp", "sub-vp", "cosine", "ve", "edm", "flow", "ddpm"], "--grid": list(GRIDS), "--grids": ["own", *GRIDS],
-            "--predicts": ["eps", "x0", "v", "score", "velocity", "edm"], "--divergence": ["exact", "hutchinson", "hutch++"],
-            "--posterior": [*GUIDANCES, *methods(observing=True)], "--what": ["grid", "grid+coefficients"],
+            "--process": list(PROCESSES), "--grid": list(GRIDS), "--grids": ["own", *GRIDS], "--predicts": PREDICTS,
+            "--divergence": DIVERGENCES, "--posterior": [*GUIDANCES, *methods(observing=True)], "--what": WHAT,
             "--targets": ["gaussian", "mixture", *TOYS]}
 
 

@@ -236,8 +236,7 @@ class UNet(_Conditioned):
                 self.down.append(_stage(block(channels, m * self.width), *attend(m * self.width, height)))
                 channels = m * self.width
                 skips.append(channels)
-        self.middle = _stage(block(channels, channels), *attend(channels, heights[-1]),
-                             block(channels, channels))
+        self.middle = _stage(block(channels, channels), *attend(channels, heights[-1]), block(channels, channels))
         for m, height in zip(self.multipliers[::-1], heights[::-1]):
             for _ in range(self.blocks + 1):
                 self.up.append(_stage(block(channels + skips.pop(), m * self.width), *attend(m * self.width, height)))

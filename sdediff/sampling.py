@@ -422,8 +422,7 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
     """A run's method, equation and watched score, each checked. Budget, span, grid and whether it runs ``up`` are for names that choose a
     method for them. Raises TypeError or ValueError on what does not fit together."""
     contracts.instance("sde", sde, SDE, A_PROCESS)
-    if not callable(score) or isinstance(score, torch.nn.Module):
-        raise TypeError(f"score={contracts.shown(score)}: expected a Score; wrap a network as sdediff.from_network(net, predicts='eps').")
+    contracts.scored("score", score)
     recipe = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid, up), **options)
     if getattr(score, "time_input", None) == "index" and not sde.knots:
         raise ValueError(f"time_input='index' with {type(sde).__name__}: a timestep index belongs to a discrete chain; expected a process "

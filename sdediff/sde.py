@@ -705,12 +705,14 @@ def _table(name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndarr
 def process(name: str, **options: Any) -> SDE:
     """A process by name: "vp", "sub-vp", "cosine", "ve", "edm", "flow", or "ddpm" (the linear table of ``steps`` betas,
     scaled by 1000/steps as in Song et al. 2021)."""
-    kinds: dict[str, Callable[..., SDE]] = {"vp": VPSDE, "sub-vp": SubVPSDE, "cosine": CosineVPSDE, "ve": VESDE, "edm": EDMSDE,
-                                            "flow": RectifiedFlow, "ddpm": _linear_chain}
-    kind = kinds[choice("process", name, kinds)]
+    kind = PROCESSES[choice("process", name, PROCESSES)]
     contracts.known(f"process {name!r}", options, {k: v.default for k, v in inspect.signature(kind).parameters.items()})
     return kind(**options)
 
 
 def _linear_chain(steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02) -> ChainVPSDE:
     return VPSDE.from_betas(np.linspace(beta_min, beta_max, steps) * (1000 / steps))
+
+
+PROCESSES: dict[str, Callable[..., SDE]] = {"vp": VPSDE, "sub-vp": SubVPSDE, "cosine": CosineVPSDE, "ve": VESDE, "edm": EDMSDE,
+                                            "flow": RectifiedFlow, "ddpm": _linear_chain}

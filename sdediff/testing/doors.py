@@ -209,7 +209,7 @@ door(sdediff.VPSDE.from_betas, {"betas": [0.1, 0.2]}, {"betas": Numbers((1,), lo
     name="sde.VPSDE.from_betas")
 door(sdediff.VESDE.from_sigmas, {"sigmas": [0.1, 2.0]}, {"sigmas": Numbers((1,), low=1e-12, inside=([5.0, 1.0], torch.tensor([0.5])))},
     name="sde.VESDE.from_sigmas")
-door(sde.process, {"name": "vp"}, {"name": Choice(("vp", "sub-vp", "cosine", "ve", "edm", "flow", "ddpm"))}, also={"name": ("process",)})
+door(sde.process, {"name": "vp"}, {"name": Choice(tuple(sde.PROCESSES))}, also={"name": ("process",)})
 door(VP.at, {"t": 0.5}, LATER, name="SDE.at")
 door(VP.levels, {"times": [0.9, 0.1]}, {"times": Numbers((1,), low=0.0, high=1.0, least=0,
     inside=([0.5], (0.1, 0.9), [0], [], X[0] ** 2))}, name="SDE.levels")

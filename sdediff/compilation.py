@@ -83,7 +83,10 @@ class Block:
 
     def run(self, held: list[Any], watched: Watched, draws: Iterator[Tensor], conditions: Mapping[str, Any]) -> int:
         """Does the steps, and returns the number of the step after them."""
-        live, drawn = [held[r] for r in self.inputs], list(itertools.islice(draws, self.draws))
+        live: list[Tensor] = [held[r] for r in self.inputs]
+        drawn: tuple[Tensor, ...] = ()
+        if self.draws:                          # one tensor: every further argument of a compiled function takes a microsecond or two
+            drawn = (torch.stack(list(itertools.islice(draws, self.draws))),)
         *out, sums = self.compiled(live, self.weights, self.times, drawn, conditions)
         for register, value in zip(self.outputs, out):
             held[register] = value
@@ -103,7 +106,7 @@ class _Compiled:
     def __init__(self, name: str, function: Callable[..., Any]) -> None:
         self.name, self.function, self.seconds, self.ready = name, function, 0.0, False
 
-    def __call__(self, live: list[Tensor], weights: Tensor, times: Tensor, draws: list[Tensor], conditions: Mapping[str, Any]) -> Any:
+    def __call__(self, live: list[Tensor], weights: Tensor, times: Tensor, draws: tuple[Tensor, ...], conditions: Mapping[str, Any]) -> Any:
         arguments = (*live, weights, times, *draws, *conditions.values())
         if self.ready:
             return self.function(*arguments)
@@ -137,7 +140,10 @@ def _block(network: Any, name: str, shape: Any, cast: torch.dtype, dtype: torch.
     graph = torch.fx.Graph()
     values: dict[int, Any] = {n: graph.placeholder(f"v{n}") for kind, n, *_ in lines if kind == "input"}
     weights, times = graph.placeholder("weights"), graph.placeholder("times")
-    values |= {line[1]: graph.placeholder(f"v{line[1]}") for line in lines if line[0] == "draw"}
+    drawn = [line[1] for line in lines if line[0] == "draw"]
+    if drawn:
+        draws = graph.placeholder("draws")
+        values |= {n: graph.call_function(operator.getitem, (draws, k)) for k, n in enumerate(drawn)}
     given: dict[str, Any] = {key: graph.placeholder(f"given_{key}") for key in conditions}
     sums: list[Any] = []
     used = 0

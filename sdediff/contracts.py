@@ -46,8 +46,9 @@ def integer(name: str, value: Any, low: int | None = None, high: int | None = No
 def real(name: str, value: Any, low: float | None = None, high: float | None = None, *, low_open: bool = False,
          high_open: bool = False, infinite: bool = False, hint: str = "") -> float:
     """A finite real number in the interval from low to high (open at an end where ``*_open``); with ``infinite`` also inf."""
-    if type(value) is float and (-math.inf if low is None else low) < value < (math.inf if high is None else high):
-        return value
+    if type(value) is float and ((value == low and not low_open)
+                                 or (-math.inf if low is None else low) < value < (math.inf if high is None else high)):
+        return value                            # nothing to say, at a fifth of the price
     expected = f"a finite number{_range(low, high, not low_open, not high_open)}{infinite * ', or inf'}{hint and '; ' + hint}"
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
@@ -96,12 +97,14 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], such: str, no
 
 def names(name: str, value: Any, such: str) -> dict[str, Any]:
     """A mapping from names, copied; None is an empty one."""
-    if value is not None and not isinstance(value, Mapping):
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
         raise TypeError(f"{name}={shown(value)}: expected a mapping such as {such}, or None.")
-    for key in value or ():
+    for key in value:
         if not isinstance(key, str):
             raise TypeError(f"{name}={shown(value)}: expected names for keys, as in {such}.")
-    return dict(value or {})
+    return dict(value)
 
 
 def known(whose: str, given: Iterable[str] | Mapping[str, Any], options: Iterable[str] | Mapping[str, Any]) -> None:
@@ -238,7 +241,7 @@ def device_of(name: str, value: Any) -> torch.device:
 
 def shape(name: str, value: Any) -> tuple[int, ...]:
     """A shape (B, ...): non-negative integers, the first is the batch."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+    if (type(value) is not tuple and not isinstance(value, Sequence)) or isinstance(value, (str, bytes)):
         raise TypeError(f"{name}={shown(value)}: expected a tuple of integers such as (1000, 2).")
     if not len(value):
         raise ValueError(f"{name}={shown(value)}: expected a leading batch axis, such as (1000, 2).")

@@ -12,8 +12,9 @@ once and kept. What a network's output means, and the scaling of an EDM network'
 * what a solver remembers stays as up to ``keep`` raw vectors or becomes one, whichever makes fewer terms in all;
 * a combination that contains an earlier input of the same step starts from it.
 
-Nothing in the loop reads a number from the device. That outputs are finite is seen from their sums, on the CPU at the call, elsewhere
-after the run. Whatever is not linear takes the readable path, ``sampling.iterate``; both draw the same noise.
+Nothing in the loop reads a number from the device. That outputs are finite is seen from their sums: on the CPU at the call, of small ones
+in one look at several calls; elsewhere after the run. Whatever is not linear takes the readable path, ``sampling.iterate``; both draw the
+same noise.
 """
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ from .solvers import Form, Solver
 from .solvers.tracing import Ask, Call, Define, Draw, Tape, Term, draw, tape
 
 FEW = 8                 # numbers that Python sums sooner than torch
+LOOK, SMALL = 8, 1 << 14        # calls that are looked at together, where outputs are small: a sum costs as much as a step's combination
 SAME = 1e-14            # a relative difference that is the rounding of float64 coefficients
 
 
@@ -48,6 +50,7 @@ class Watched:
         self._first: Tensor | None = None                   # what the first call returned, before it was copied
         self._reuses = False                                # whether the network writes every output to one buffer
         self.later: list[tuple[str, Tensor]] = []          # sums of a program's outputs on another device, to be read at the end
+        self.unseen: list[tuple[str, int, Tensor]] = []    # calls of a program whose outputs have not been looked at
         self._pending: list[tuple[str, Tensor]] = []
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
@@ -115,6 +118,14 @@ class Watched:
     def evaluations(self) -> str:
         """Evaluations per sample, in words, where they are not the calls."""
         return f" in sequence, {self.rows / self.batch:g} evaluations per sample" if self.rows != self.calls * self.batch else ""
+
+    def look(self, p: Program) -> None:
+        """Raises the error of the first output among ``unseen`` that is not finite."""
+        unseen, self.unseen = self.unseen, []
+        if unseen and not math.isfinite(torch.stack([out for *_, out in unseen]).sum().numpy()):
+            for name, i, out in unseen:
+                if not bool(torch.isfinite(out).all()):
+                    raise self.not_finite(name, out.detach(), p.where(i))
 
     def finish(self) -> None:
         """Raises the error of the first check that failed, where checks wait for the end of the run."""
@@ -203,24 +214,32 @@ class Program:
         return f"call {call + 1}, step {step}{_at_time(self.levels[call].t)}"
 
 
+Programs = dict[Any, "Program"]
+
+
 def program(solver: Solver, sde: SDE, levels: Sequence[NoiseLevel], eta: Any, score: Score, source: Noise | None,
-            gives: tuple[str, ...] = ()) -> Program:
+            gives: tuple[str, ...] = (), kept: Programs | None = None) -> Program:
     """The program of a run for a network score, a function score, or a score whose predictions are given as ``gives``. Kept for the next
-    run where solver, process and eta are values (frozen dataclasses without functions in them). Raises TypeError where the run is not
-    linear."""
+    run where solver, process and eta are values (frozen dataclasses without functions in them), in ``kept`` where that belongs to the same
+    solver, process, levels and eta. Raises TypeError where the run is not linear."""
     if solver.adaptive or solver.looks_ahead:
         raise TypeError(f"{type(solver).__name__} chooses its network calls as it goes")
     network = type(score) is NetworkScore
     means: Any = (score.predicts, score.sigma_data) if network else gives or ("score",)      # type: ignore[attr-defined]
     pure = type(source) in (WhiteNoise, BrownianPath)
     folds = frozenset(name for name in ("increment", "area") if getattr(type(source), name) is getattr(Noise, name)) if pure else None
-    kept = _traced if all(map(is_value, (solver, sde, eta))) else _traced.__wrapped__
+    if kept is not None and (known := kept.get((means, network, folds))) is not None:
+        return known
+    traced = _traced if all(map(is_value, (solver, sde, eta))) else _traced.__wrapped__
     try:
-        return kept(solver, sde, tuple([level.t for level in levels]), eta, means, network, folds)
+        found = traced(solver, sde, tuple([level.t for level in levels]), eta, means, network, folds)
     except TypeError:
         raise
     except (AttributeError, ValueError, ArithmeticError) as error:         # the readable path raises it again, at its step
         raise TypeError(f"tracing stopped at {type(error).__name__}: {error}") from error
+    if kept is not None:
+        kept[means, network, folds] = found
+    return found
 
 
 class Plan(NamedTuple):
@@ -231,11 +250,12 @@ class Plan(NamedTuple):
     first: Prediction | None = None
 
 
-def plan(solver: Solver, eq: ReverseSDE, levels: Sequence[NoiseLevel], watched: Watched, x: Tensor, source: Noise | None) -> Plan:
-    """The program of a run from x, if it has one. A score that is neither network nor function is asked what it says about x: what its
-    predictions are given as is not known before."""
+def plan(solver: Solver, eq: ReverseSDE, levels: Sequence[NoiseLevel], watched: Watched, x: Tensor, source: Noise | None,
+         kept: Programs | None = None) -> Plan:
+    """The program of a run from x, if it has one, looked up in ``kept`` first. A score that is neither network nor function is asked what
+    it says about x: what its predictions are given as is not known before."""
     def of(gives: tuple[str, ...] = ()) -> Program:
-        return program(solver, eq.sde, levels, eq.eta, score, source, gives)
+        return program(solver, eq.sde, levels, eq.eta, score, source, gives, kept)
 
     score, first = watched.score, None
     try:
@@ -485,7 +505,8 @@ def context(score: Any, device: torch.device) -> Any:
 
 
 def finish(p: Program, y: Tensor, watched: Watched) -> None:
-    """Off the CPU: the one wait of the run, for what its outputs were."""
+    """The last look at what the outputs were; off the CPU the one wait of the run."""
+    watched.look(p)
     watched.finish()
     for name, sums in watched.later:
         bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
@@ -557,7 +578,7 @@ def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None
     if type(score) not in (NetworkScore, FunctionScore):
         return _any_score(p, watched, first)
     levels, shape, kind, device = p.levels, start.shape, start.dtype, start.device
-    batch, axes, on_cpu, versions = len(start), tuple(range(start.ndim)), start.is_cpu, not torch.is_inference_mode_enabled()
+    batch, axes, on_cpu, versions = shape[0], tuple(range(start.ndim)), start.is_cpu, not torch.is_inference_mode_enabled()
     if type(score) is NetworkScore:
         network, dtype, conditions = score.network, score.dtype_of(start), score.conditions_of(batch)
         named = isinstance(score.time_input, str)
@@ -566,11 +587,13 @@ def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None
         name, plain = score.predicts if score.predicts != "edm" else "F", versions and dtype is kind
     else:
         answer, name, plain = (lambda x, i: score.ask(x, levels[i])), "score", False
-    sums = torch.zeros(() if on_cpu else len(levels), dtype=kind, device=device)
-    slots, number = (None, sums.numpy()) if on_cpu else (sums.unbind(), 0.0)                 # on the CPU the same memory
+    slots: Any = ()
     if not on_cpu:
+        sums = torch.zeros(len(levels), dtype=kind, device=device)
         watched.later.append((name, sums))
-    remembers, own, few = p.remembers, False, on_cpu and start.ndim == 2 and start.numel() <= FEW
+        slots = sums.unbind()
+    few, small = on_cpu and start.ndim == 2 and start.numel() <= FEW, on_cpu and FEW < start.numel() <= SMALL
+    remembers, own = p.remembers or small, False
     earlier: Any = None
 
     def call(op: Evaluate, held: list[Any]) -> None:
@@ -586,17 +609,19 @@ def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None
                     out = score.checked(out, x, version, x, levels[i])
             else:
                 out = answer(x, i)
-        except NetworkError as error:
-            raise NetworkError(f"{error} ({p.where(i)})") from None
-        if few:
-            total: Any = sum(map(sum, out.tolist()))
-        else:
-            total = number
-            torch.sum(out, axes, out=sums if slots is None else slots[i])
-        if on_cpu and not math.isfinite(total) and not bool(torch.isfinite(out).all()):
-            raise watched.not_finite(name, out.detach(), p.where(i))
+        except Exception as error:
+            watched.look(p)               # what it stumbled on may be its own earlier output
+            if isinstance(error, NetworkError):
+                raise NetworkError(f"{error} ({p.where(i)})") from None
+            raise
         watched.calls += 1
         watched.rows += batch
+        if few or (on_cpu and not small):
+            total = sum(map(sum, out.tolist())) if few else out.detach().sum().numpy()
+            if not math.isfinite(total) and not bool(torch.isfinite(out).all()):
+                raise watched.not_finite(name, out.detach(), p.where(i))
+        elif not on_cpu:
+            torch.sum(out, axes, out=slots[i])
         if remembers:
             # A network that writes every output to one buffer would overwrite what is remembered: then each output is copied.
             if i == 0:
@@ -605,6 +630,10 @@ def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None
                 own, earlier = out.data_ptr() == earlier.data_ptr() != x.data_ptr() and out.numel() > 0, None
             if own:
                 out = out.clone()
+        if small:
+            watched.unseen.append((name, i, out))
+            if len(watched.unseen) == LOOK:
+                watched.look(p)
         if dest is not None:
             held[dest] = out
 

@@ -66,7 +66,7 @@ def square_of(score: Any) -> float | None:
 def start(sde: SDE, score: Any, level: NoiseLevel, x: Tensor | None) -> None:
     """Warn where a run starts from the prior at a level that still shows the data, or from a state x that is too small for its level."""
     if x is not None:
-        rms = math.sqrt(float(x.detach().square().mean(dtype=torch.float64))) if x.numel() >= FEW else 0.0
+        rms = float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64)) / math.sqrt(x.numel()) if x.numel() >= FEW else 0.0
         if 0 < rms < SMALL * level.sigma:
             warn(f"x_init has the root mean square {rms:.3g} at t={level.t:.6g}, where a state alpha x0 + sigma eps has at least sigma = "
                  f"{level.sigma:.4g}: it is no state of that level. Expected sde.prior_std() * noise, or t_start= the time it belongs to.")

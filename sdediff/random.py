@@ -354,8 +354,10 @@ class WhiteNoise(Noise):
 
     def __init__(self, seed: Seed, shape: Sequence[int], *, dtype: torch.dtype = torch.float32,
                  device: torch.device | str = "cpu", first: int = 0) -> None:
-        size, *_ = _bound(shape, dtype, device, first)
-        self._bind(Normals(canonical_seed(seed, size[0]), size, dtype=dtype, device=device, first=first), (), 0)
+        if seed is None:
+            _bound(shape, dtype, device, first)             # before a seed is taken
+            seed = fresh_seed()
+        self._bind(Normals(seed, shape, dtype=dtype, device=device, first=first), (), 0)                    # type: ignore[arg-type]
 
     def _bind(self, normals: Normals, path: tuple[int, ...], step: int) -> WhiteNoise:
         self.normals, self.path, self.step = normals, path, step

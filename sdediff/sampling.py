@@ -58,18 +58,26 @@ def iterate(eq: ReverseSDE, solver: Solver, x: Any, levels: Sequence[NoiseLevel]
 @dataclass(frozen=True)
 class SampleInfo:
     """A finished run: ``x`` (B, *D); ``nfe``, network calls counted, one after the other, however many rows a call has; ``times``, the
-    grid; ``trajectory`` (steps + 1, B, *D) if it was recorded, else None; ``explain``, what was run, in words; ``seed``, which
-    reproduces the run (None where the noise came from a generator or a source, or nothing was drawn); ``warmup``, seconds spent on
-    compilation; ``diagnostics``, what the method tells beside the samples, by name ("ess" and "log_evidence" of method="smc")."""
+    grid; ``trajectory`` (steps + 1, B, *D) if it was recorded, else None; ``explain``, what was run, in words (``told`` has the facts);
+    ``seed``, which reproduces the run (None where the noise came from a generator or a source, or nothing was drawn); ``warmup``, seconds
+    spent on compilation; ``diagnostics``, what the method tells beside the samples, by name ("ess" and "log_evidence" of method="smc")."""
 
     x: Tensor
     nfe: int
     times: tuple[float, ...]
     trajectory: Tensor | None
-    explain: str
+    told: tuple[Any, ...] = dataclasses.field(repr=False)
     seed: int | tuple[int, ...] | None
     warmup: float = 0.0
     diagnostics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def explain(self) -> str:
+        """What was run, in words."""
+        return _EXPLAINED.format(*self.told) if self.told else ""
+
+
+_EXPLAINED = ("{}: {} on {}, eta={}, {} steps from t={:.6g} to t={:.6g} (sigma {:.4g} to {:.4g}), {} network calls{}, {} state{}{}; {}{}")
 
 
 def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x_init: Tensor | None = None,
@@ -82,7 +90,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     which an integer ``seed`` counts: samples a..b of a batch are a batch of their own with ``first=a``. x is (B, *D). Raises as
     ``sample`` does: TypeError or ValueError on wrong arguments, before the first network call."""
     contracts.flags(progress=progress, record=record, table=table, compile=compile)
-    recipe, times, levels = _course(sde, score, method, options, steps, nfe, grid, t_start, t_end)
+    recipe, times, levels, programs = _course(sde, score, method, options, steps, nfe, grid, t_start, t_end)
     recipe, eq, watched = prepared(sde, score, recipe, conditions, {}, autocast)
     if device is not None:
         device = contracts.device("device", device)
@@ -124,23 +132,22 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     with random.undone(seed), _bar(progress, recipe.name, len(levels)) as bar:
         source, used = _noise(noise, seed, size, inner, device, eq, levels, first) if draws else (None, None)
         x = sde.prior_std(levels[0]) * source.initial() if start is None else start.to(inner)  # type: ignore[union-attr]
-        x, path, warmup, told = _solve(recipe.solver, eq, watched, x, levels, source, table, compile, bar, keep)
+        x, path, warmup, diagnostics = _solve(recipe.solver, eq, watched, x, levels, source, table, compile, bar, keep, programs)
     x = guards.cast(x, dtype)
     if x_init is not None and x.data_ptr() == x_init.data_ptr():
         x = x.clone()
     eta = "a function" if callable(recipe.eta) else recipe.eta
-    explain = (f"{recipe.name}: {type(recipe.solver).__name__} on {type(sde).__name__}, eta={eta}, {len(times) - 1} steps from "
-               f"t={times[0]:.6g} to t={times[-1]:.6g} (sigma {levels[0].sigma:.4g} to {levels[-1].sigma:.4g}), {watched.calls} "
-               f"network calls{watched.evaluations}, {inner} state" + (f" returned as {dtype}" if inner != dtype else "")
-               + ("; too few steps for the method's full order" if few else "") + f"; {path}" + (f"; {recipe.why}" if recipe.why else ""))
-    return SampleInfo(x, watched.calls, times, torch.stack(trajectory) if record else None, explain, used, warmup, told)
+    told = (recipe.name, type(recipe.solver).__name__, type(sde).__name__, eta, len(times) - 1, times[0], times[-1], levels[0].sigma,
+            levels[-1].sigma, watched.calls, watched.evaluations, inner, f" returned as {dtype}" if inner != dtype else "",
+            "; too few steps for the method's full order" if few else "", path, recipe.why and f"; {recipe.why}")
+    return SampleInfo(x, watched.calls, times, torch.stack(trajectory) if record else None, told, used, warmup, diagnostics)
 
 
 def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: Sequence[NoiseLevel], source: Noise | None, table: bool,
-           compile: bool, bar: Any = None,
-           keep: Callable[[Tensor], None] | None = None) -> tuple[Tensor, str, float, Mapping[str, Any]]:
+           compile: bool, bar: Any = None, keep: Callable[[Tensor], None] | None = None,
+           programs: execution.Programs | None = None) -> tuple[Tensor, str, float, Mapping[str, Any]]:
     """The state at the last level; which path led there, in words; seconds of compilation; and the method's diagnostics. ``keep`` is given
-    every state."""
+    every state; ``programs`` are those that are known of solver, process, levels and eta."""
     def seen(k: int, state: Callable[[], Tensor]) -> None:
         watched.step = k
         if keep is not None:
@@ -151,7 +158,7 @@ def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: 
     answers: list[Prediction] = []
     watching = seen if keep is not None or bar is not None else None
     with torch.no_grad():
-        plan = execution.plan(solver, eq, levels, watched, x, source) if table else execution.Plan(None, "table=False")
+        plan = execution.plan(solver, eq, levels, watched, x, source, programs) if table else execution.Plan(None, "table=False")
         if compile:
             if plan.program is None:
                 raise ValueError(f"compile=True: {type(solver).__name__} takes readable steps ({plan.reason}); leave compile out.")
@@ -484,20 +491,22 @@ def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid:
     return build(sde, low, t_start, t_end)
 
 
-_Course = tuple[Method, tuple[float, ...], tuple[NoiseLevel, ...]]
+_Course = tuple[Method, tuple[float, ...], tuple[NoiseLevel, ...], execution.Programs | None]
 _PLAIN = {int, float, str, bool, type(None)}
 
 
 def _course(sde: SDE, score: Score, method: str | Method, options: Mapping[str, Any], *span: Any) -> _Course:
-    """The method, the times and the levels of a run. ``span``: steps, nfe, grid, t_start, t_end. Kept where plain values say all about it,
-    since looking it up costs a tenth."""
+    """The method, the times, the levels of a run, and the programs that it has had. ``span``: steps, nfe, grid, t_start, t_end. Kept where
+    plain values say all about it, since looking it up costs a tenth."""
     if chooses(method):
         steps, nfe, grid, t_start, t_end = span
         method, options = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid), **options), {}
     told: Any = score if says_more(score) else None
     plain = (told is None and (type(method) is str or (isinstance(method, Method) and _kept(method))) and execution.is_value(sde)
              and _PLAIN.issuperset(map(type, (*span, *options.values()))))
-    return (_coursed if plain else _coursed.__wrapped__)(sde, method, told, *span, **options)
+    if plain:
+        return _coursed(sde, method, told, *span, **options)
+    return *_coursed.__wrapped__(sde, method, told, *span, **options)[:3], None
 
 
 def _kept(method: Method) -> bool:
@@ -511,7 +520,7 @@ def _coursed(sde: SDE, method: str | Method, score: Any, /, *span: Any, **option
     recipe = as_method(method, **options)
     steps, nfe, grid, t_start, t_end = span
     times = tuple(times_of(recipe, sde, steps, nfe, grid, t_start, t_end, score))
-    return recipe, times, tuple(sde.levels(times))
+    return recipe, times, tuple(sde.levels(times)), {}
 
 
 def says_more(score: Any) -> bool:
@@ -556,7 +565,7 @@ def _where(score: Any, device: Any, dtype: torch.dtype | None) -> tuple[torch.de
 def _noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
            eq: ReverseSDE | None, levels: Sequence[NoiseLevel], first: int = 0) -> tuple[Noise, int | tuple[int, ...] | None]:
     """The source of a run and the seed that reproduces it. ``levels`` run from noise to data; ``first`` is the first sample's index."""
-    if isinstance(noise, Noise):
+    if type(noise) is not str and isinstance(noise, Noise):
         return noise, None
     if isinstance(seed, torch.Generator):
         if noise != "white":
@@ -577,7 +586,7 @@ def _noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype:
 
 def _check_noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """What can be refused of noise and seed, whether or not the run will draw."""
-    if isinstance(noise, Noise):
+    if type(noise) is not str and isinstance(noise, Noise):
         if seed is not None:
             raise ValueError("seed, noise: a noise source carries its own seed; leave seed out.")
         if noise.shape != shape or noise.dtype != dtype:

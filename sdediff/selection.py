@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from . import tuned as store
-from .analysis import gaussian_error, spectrum_of
 from .contracts import flags, instance, integer, numbers, real
 from .execution import is_value
 from .grids import LogSNR, Sech
@@ -63,6 +62,8 @@ def auto(run: Run, spectrum: Any = None, data: Tensor | None = None, stochastic:
     if data is not None and spectrum is not None:
         raise ValueError("data, spectrum: expected one of them; spectrum=sdediff.analysis.spectrum_of(data) says all that is read of data.")
     calls = _calls(run)
+    from .analysis import spectrum_of  # here, since sampling without data has no use for it
+
     known = spectrum_of(data) if data is not None else None if spectrum is None else numbers("spectrum", spectrum)[0]
     if known is None and (own := _tuned(run, calls, stochastic)) is not None:
         gain = f", {own.gain}" if own.gain else ""
@@ -148,6 +149,8 @@ NOISY: tuple[tuple[str, dict[str, Any]], ...] = (("dpm++2m-sde", {}), ("dpm++2m-
 def _best(sde: SDE, spectrum: tuple[float, ...], by_calls: bool, calls: int, t_start: float | None, t_end: float | None, grid: Any,
           stochastic: bool, between: bool) -> tuple[Method, float, int]:
     """The method, its error, and how many there were to choose from."""
+    from .analysis import gaussian_error
+
     c = torch.tensor(spectrum, dtype=torch.float64)
     wide = float(c.max())
     c = c.clamp(min=1e-6 * wide)

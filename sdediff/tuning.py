@@ -14,7 +14,10 @@ the states and no activations), and dc/d theta, dt/d theta from differences of t
 * the coefficients a, b of a non-stationary method (theory, eq. (36); ``solvers.nonstationary``), which keep it exact on a point mass.
 
 *What is minimised.* For the flow, log mean |x_N - x*|^2 over trajectories whose exact ends x* a fine solver gives: the root-mean-square
-path error. For equations with noise, the law of the output: the squared sliced Wasserstein-2 distance to reference samples y, with common
+path error. Where data have modes, this mean is that of a few trajectories, those that pass close to the ridge between two and may end in
+the other, and its landscape is rough; so log mean |x_N - x*|, in which every trajectory has a say, is minimised as well, and what is better
+by the squares on other trajectories is kept. (On nine modes at 15 calls the squares end at an error of 0.0063, the distances at 0.0015.)
+For equations with noise, the law of the output: the squared sliced Wasserstein-2 distance to reference samples y, with common
 noise,
 
     log mean over directions r of mean_i (sort(r.x_N)_i - sort(r.y)_i)^2.                                            theory, eq. (35)
@@ -63,6 +66,7 @@ MEMORY = 10             # steps up to which a tuned step may look back at every 
 SHORT = 4               # and evaluations beyond the latest that it looks back at in longer runs
 LAW = 16                # times as many trajectories where laws are compared
 PROJECTIONS = 64        # directions of theory, eq. (35)
+POWERS = 1.0, 0.5       # of the squared distance in the means that are minimised on the flow
 PATIENCE = 40           # iterations without improvement on the second set after which a descent ends
 DIFFERENCE = 1e-7       # of theta: some six digits of the derivative, which is all that a descent can use
 
@@ -153,20 +157,22 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
     standard = next(run for run in ranked if run.label != NEIGHBOUR)
     best, least = (standard, standard.zero), choose.error(standard, standard.zero)
 
-    with progress_bar(limit * (starts + (what == WHAT[1])), progress, desc="tune", unit="iteration", leave=False) as bar:
-        tuned: list[tuple[float, Run, np.ndarray]] = []
-        for run in _distinct([run for run in ranked if not isinstance(run.solver, Start)], starts):
-            start = run.zero
-            theta, error = _descend(run, start, fit, choose, limit, bar) if len(start) else (start, choose.error(run, start))
-            tuned.append((error, run, theta))
-        tuned.sort(key=lambda row: row[0])
-        if what == WHAT[1] and (narrow := next((row for row in tuned if row[1].extensible), None)):
-            wide = narrow[1].extended()
-            theta, error = _descend(wide, np.concatenate([narrow[2], np.zeros(wide.free)]), fit, choose, limit, bar)
-            tuned.append((error, wide, theta))
-        error, run, theta = min(tuned, key=lambda row: row[0])
-        if error < least:
-            best = (run, theta)
+    powers = (1.0,) if runs[0].noisy else POWERS
+    with progress_bar(limit * len(powers) * (starts + (what == WHAT[1])), progress, desc="tune", unit="iteration", leave=False) as bar:
+        for power in powers:
+            tuned: list[tuple[float, Run, np.ndarray]] = []
+            descend = lambda run, theta, power=power: _descend(run, theta, fit, choose, power, limit, bar)
+            for run in _distinct([run for run in ranked if not isinstance(run.solver, Start)], starts):
+                theta = descend(run, run.zero) if len(run.zero) else run.zero
+                tuned.append((choose.error(run, theta, power), run, theta))
+            tuned.sort(key=lambda row: row[0])
+            if what == WHAT[1] and (narrow := next((row for row in tuned if row[1].extensible), None)):
+                wide = narrow[1].extended()
+                theta = descend(wide, np.concatenate([narrow[2], np.zeros(wide.free)]))
+                tuned.append((choose.error(wide, theta, power), wide, theta))
+            for _, run, theta in tuned:
+                if (error := choose.error(run, theta)) < least:
+                    best, least = (run, theta), error
     gain = _gain(tell, standard, *best)
     if not gain.ratio <= 1:
         best, gain = (standard, standard.zero), gain._replace(after=gain.before, ratio=1.0, low=1.0, high=1.0)
@@ -408,16 +414,23 @@ class Trajectories:
         project = lambda v: (v[rows].flatten(1) @ self.directions.T).sort(0).values
         return (project(ends) - project(self.y)).square()
 
-    def error(self, run: Run, theta: np.ndarray) -> float:
-        """Root-mean-square path error, or sliced W2."""
+    def mean(self, ends: Tensor, power: float = 1.0) -> Tensor:
+        """The power mean of the squared errors: that of the trajectories' squared distances, raised to ``power``."""
+        squares = self.squares(ends)
+        if power == 1:
+            return squares.mean()
+        return squares.mean(1).clamp_min(torch.finfo(squares.dtype).tiny).pow(power).mean().pow(1 / power)     # 0 has no slope
+
+    def error(self, run: Run, theta: np.ndarray, power: float = 1.0) -> float:
+        """Root-mean-square path error (or the root of another power mean), or sliced W2."""
         with torch.no_grad():
-            error = math.sqrt(float(self.squares(self.ends(run, torch.from_numpy(theta))).mean()))
+            error = math.sqrt(float(self.mean(self.ends(run, torch.from_numpy(theta)), power)))
         return error if math.isfinite(error) else math.inf
 
-    def descent(self, run: Run, theta: np.ndarray) -> tuple[float, np.ndarray]:
-        """The logarithm of the mean square and its gradient; a wall where the run overflows."""
+    def descent(self, run: Run, theta: np.ndarray, power: float = 1.0) -> tuple[float, np.ndarray]:
+        """The logarithm of the mean and its gradient; a wall where the run overflows."""
         p = torch.from_numpy(theta.copy()).requires_grad_()
-        loss = self.squares(self.ends(run, p)).mean().log()
+        loss = self.mean(self.ends(run, p), power).log()
         if not math.isfinite(loss.item()):
             return 1e3, np.zeros_like(theta)
         gradient, = torch.autograd.grad(loss, p)
@@ -481,18 +494,18 @@ def _flow(sde: SDE, score: Score, x: Tensor, times: Sequence[float], rtol: float
 
 
 # -- descent ------------------------------------------------------------------------------------------------------------
-def _descend(run: Run, theta: np.ndarray, fit: Trajectories, choose: Trajectories, limit: int, bar: Any) -> tuple[np.ndarray, float]:
-    """L-BFGS-B from theta on ``fit``; the theta on its way that is best on ``choose``, and its error there. It stops when that has not
+def _descend(run: Run, theta: np.ndarray, fit: Trajectories, choose: Trajectories, power: float, limit: int, bar: Any) -> np.ndarray:
+    """L-BFGS-B from theta on ``fit``; the theta on its way that is best on ``choose``, both by the power mean. It stops when that has not
     fallen for ``PATIENCE`` iterations."""
     from scipy.optimize import minimize
 
-    best: list[Any] = [theta, choose.error(run, theta)]
+    best: list[Any] = [theta, choose.error(run, theta, power)]
     since = 0
 
     def seen(now: np.ndarray) -> None:
         nonlocal since
         bar.update()
-        error, since = choose.error(run, now), since + 1
+        error, since = choose.error(run, now, power), since + 1
         if error < best[1]:
             best[:], since = [now.copy(), error], 0
         bar.set_postfix(method=run.family.name, error=f"{best[1]:.3g}", refresh=False)
@@ -501,9 +514,9 @@ def _descend(run: Run, theta: np.ndarray, fit: Trajectories, choose: Trajectorie
 
     grid = run.shapes.shape[1]
     bounds = [(-6.0, 6.0)] * grid + [(-ETA, ETA)] * (len(theta) - grid - run.free) + [(-BOUND, BOUND)] * run.free
-    minimize(lambda p: fit.descent(run, p), theta, jac=True, method="L-BFGS-B", bounds=bounds, callback=seen,
+    minimize(lambda p: fit.descent(run, p, power), theta, jac=True, method="L-BFGS-B", bounds=bounds, callback=seen,
              options={"maxiter": limit, "maxfun": 2 * limit, "maxcor": 30})
-    return best[0], best[1]
+    return best[0]
 
 
 def _gain(tell: Trajectories, standard: Run, run: Run, theta: np.ndarray, blocks: int = 20) -> Gain:

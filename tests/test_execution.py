@@ -232,6 +232,34 @@ def test_faults_are_named_at_their_call(fault, message, name):
     assert next(calls) == 4 and "step 1" in str(caught.value)
 
 
+@pytest.mark.parametrize("rows", [3, 20, 10_000], ids=["few", "small", "large"])        # numbers summed by Python, looked at together, and at once
+@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize("stumbles", [False, True])
+def test_an_output_that_is_not_finite_is_named_wherever_it_is_looked_at(rows, buffered, stumbles):
+    """At call 5 of 12: sample 1 alone; also where the network writes to one buffer, and where what it returned makes it fail itself."""
+    calls, buffer = itertools.count(1), torch.zeros(rows, 2)
+
+    def network(x, c):
+        if stumbles and not bool(torch.isfinite(x).all()):
+            raise RuntimeError("its own check")
+        out = torch.where(x == x[1], math.inf, x) if next(calls) == 5 else 0.1 * x
+        return buffer.copy_(out) if buffered else out
+
+    with pytest.raises(NetworkError, match=rf"NaN or inf \(eps in 1 of {rows} samples, first sample 1; call 5, step 4, t="):
+        sample(VPSDE(), from_network(network), shape=(rows, 2), method="ddim", steps=12, seed=0)
+
+
+def test_a_network_fails_with_its_own_error_where_its_outputs_were_finite():
+    def network(x, c):
+        if next(calls) == 5:
+            raise RuntimeError("its own")
+        return x
+
+    calls = itertools.count(1)
+    with pytest.raises(RuntimeError, match="its own"):
+        sample(VPSDE(), from_network(network), shape=(20, 2), method="ddim", steps=12, seed=0)
+
+
 def test_interruptions_pass_and_inference_mode_works():
     def network(x, c):
         raise KeyboardInterrupt
@@ -319,7 +347,8 @@ def test_nothing_is_read_and_nothing_grows_between_the_first_call_and_the_last(n
     assert not WAITS & set(names)
     assert calls == (210 if name == "heun" else 105)
     noisy = method(name).solver.noise == "always" or method(name).eta
-    assert many <= few + 2 and (noisy or few <= 16)             # time inputs come in blocks of 16 (B,)
+    # time inputs come in blocks of 16 (B,), and 8 outputs, stacked, are looked at together
+    assert many <= few + 2 and (noisy or few <= 16 + 2 * execution.LOOK)
 
 
 @pytest.mark.gpu

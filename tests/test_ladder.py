@@ -94,6 +94,18 @@ def test_import_sdediff_reaches_no_module_made_of_a_heavy_package():
     assert not reached & set(OWN)
 
 
+def test_what_sampling_does_not_need_is_imported_at_its_first_use():
+    code = ("import sys, sdediff; loaded = lambda *names: [n for n in names if f'sdediff.{n}' in sys.modules]; "
+            "assert loaded('adapters', 'doctor', 'inverse', 'guidance', 'latent', 'likelihood', 'targets', 'tuning') == [], loaded; "
+            "assert set(sdediff.__all__) <= set(dir(sdediff)); "
+            "every = [getattr(sdediff, n) for n in sdediff.__all__]; assert sdediff.targets is sys.modules['sdediff.targets']; "
+            "assert sdediff.tune is sys.modules['sdediff.tuning'].tune and callable(sdediff.log_prob); "
+            "print(hasattr(sdediff, 'unet'), 'tuning' in loaded('tuning'))")
+    out = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=False)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.split() == ["False", "True"]
+
+
 def test_import_is_light_and_draws_nothing():
     code = ("import torch, sys; before = torch.get_rng_state(); import sdediff; "
             "assert torch.equal(before, torch.get_rng_state()); "

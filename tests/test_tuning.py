@@ -220,6 +220,17 @@ def test_nothing_worse_than_the_best_standard_grid_is_returned():
     assert m.gain.ratio <= 1 and m.gain.after <= m.gain.before
 
 
+def test_the_mean_of_a_smaller_power_hears_every_trajectory():
+    """(mean of d^{2p})^{1/p} of the paths' distances d: the mean square at p = 1, the squared mean distance at 1/2; with a slope where a
+    path is exact."""
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.6, 0.8]], dtype=torch.float64, requires_grad=True)
+    paths = tuning.Trajectories(RING.score, x, torch.zeros(3, 2, dtype=torch.float64), WhiteNoise(0, (3, 2)), None)
+    assert paths.mean(x).item() == pytest.approx((25 + 0 + 1) / 6)
+    assert paths.mean(x, 0.5).item() == pytest.approx((5 + 0 + 1)**2 / 9 / 2)
+    gradient, = torch.autograd.grad(paths.mean(x, 0.5).log(), x)
+    assert torch.isfinite(gradient).all() and gradient[0].norm().item() == pytest.approx(gradient[2].norm().item()) and not gradient[1].any()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sde, nfe", [(EDM, 6), (CHAIN, 6), (sdediff.RectifiedFlow(), 6)], ids=["edm", "chain", "flow"])
 def test_every_kind_of_process(sde, nfe):

@@ -483,7 +483,7 @@ def _sample(g: Ground, method: Method, times: Sequence[float], seed: int) -> tup
                 warnings.filterwarnings("ignore", "steps=.* has its order from", UserWarning)       # what a budget of few calls buys
                 info = sampling.sample_info(g.sde, counted, x_init=g.start, method=method, grid=list(times), seed=seed)
         except NetworkError as error:
-            lost = sampling.SampleInfo(torch.empty(0, 2), calls, tuple(times), None, "", seed)
+            lost = sampling.SampleInfo(torch.empty(0, 2), calls, tuple(times), None, (), seed)
             return lost, time.perf_counter() - clock, f"diverged: {error}"
         seconds.append(time.perf_counter() - clock)
     astray = ~(info.x.abs() < ASTRAY).flatten(1).all(1)

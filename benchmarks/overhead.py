@@ -6,12 +6,15 @@ One thread, and processor time, in which waiting for other processes does not co
 that a slow moment of the machine meets all of them; a contender's number is the median over the rounds of its difference to the bare
 forwards of the same round. Bare forwards: as many network calls as the method makes, on the same input and the same time input. The
 minimal loop: the method by hand, with coefficients that are floats made beforehand, ``torch.randn`` for noise, and no check of anything.
-Peers are those that are installed; each runs its own loop on its own grid of as many steps, given a network that predicts eps.
+Peers are those that are installed; each runs its own loop on its own grid of as many steps, given a network that predicts eps. Memory that
+is freed stays with the process: the hidden states are as large as what the C library gives back to the system at once, and whether a
+forward pays for their pages again, a third of its time, would be a matter of chance.
 """
 from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import statistics
 import sys
 import time
@@ -62,6 +65,13 @@ class UNet(nn.Module):
         skip = self.act(self.same(h))
         h = self.act(self.deep(self.act(self.down(skip))))
         return x + self.leave(torch.cat([skip, self.up(h)], 1))
+
+
+def keep_memory() -> None:
+    """Freed memory is kept, where the C library can be told so (glibc: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    for parameter in (-1, -3) if mallopt else ():
+        mallopt(parameter, 1 << 30)
 
 
 def grid(name: str, steps: int) -> list[float]:
@@ -252,6 +262,7 @@ def main() -> None:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--out", type=Path, help="write the numbers there, as CSV")
     a = parser.parse_args()
+    keep_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     networks = {"mlp1": (MLP(), (1, 2)), "mlp256": (MLP(), (256, 2)), "unet": (UNet(), (8, 1, 28, 28))}

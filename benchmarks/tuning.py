@@ -45,7 +45,8 @@ from sdediff.selection import FEW, MANY, SOME, untuned
 from sdediff.solvers import Angular, Exponential, PredictorCorrector
 
 BUDGETS = (5, 8, 10, 15, 20, 30, 50)
-SETS = {"train": 1, "validation": 2, "test": 3}             # the seeds of their draws
+SETS = {"train": 1, "validation": 2, "test": 3, "again": 4}             # the seeds of their draws
+AGAIN = 1024                # trajectories of the last, for a second look at single cells
 FILE = Path(__file__).resolve().parent / "results" / "tuning_untuned.csv"
 
 
@@ -179,8 +180,8 @@ class Ground:
         return self.sde.t_max, self.sde.t_min if end is None else end
 
     def draws(self, kind: str) -> Tensor:
-        """Exact draws at t_start, (n, d) float64; ``kind``: "train", "validation" or "test"."""
-        n = 512 if kind == "test" and self.target_name not in COSTLY else 256
+        """Exact draws at t_start, (n, d) float64; ``kind``: "train", "validation", "test" or "again"."""
+        n = AGAIN if kind == "again" else 512 if kind == "test" and self.target_name not in COSTLY else 256
         level, seed = self.sde.at(self.span[0]), SETS[kind]
         x0 = self.target.sample(n, seed=100 + seed, dtype=torch.float64)
         return level.alpha * x0 + level.sigma * _normals(200 + seed, *x0.shape)

@@ -165,13 +165,20 @@ def floating(name: str, x: Any, like: str = "of shape (B, ...)") -> Tensor:
 
 def state(name: str, x: Any, rank: int = 1) -> Tensor:
     """A real floating tensor (B, *D) with a leading batch axis, finite."""
+    rms(name, x, rank)
+    return x
+
+
+def rms(name: str, x: Any, rank: int = 1) -> float:
+    """The root mean square of a state, a real floating tensor (B, *D) with a leading batch axis, which is finite."""
     floating(name, x)
     if x.ndim < rank:
         raise ValueError(f"{name}.shape={tuple(x.shape)}: expected a leading batch axis, (B, ...); {name}[None] adds one.")
-    if not math.isfinite(x.detach().sum().item()) and not bool(torch.isfinite(x).all()):       # a sum costs less, and may overflow
+    norm = torch.linalg.vector_norm(x.detach(), dtype=torch.float64).item()
+    if not math.isfinite(norm) and not bool(torch.isfinite(x).all()):           # a norm costs less, and may overflow
         raise ValueError(f"{name} holds NaN or inf in {int((~torch.isfinite(x)).sum())} of {x.numel()} entries; "
                          "expected finite values.")
-    return x
+    return norm / math.sqrt(x.numel()) if norm else 0.0
 
 
 def numbers(name: str, value: Any) -> tuple[Tensor, float]:

@@ -30,6 +30,7 @@ from .sde import SDE, NoiseLevel
 
 START, SMALL, FEW = 0.02, 0.25, 64              # nats per coordinate; of sigma; numbers in a state too few to judge
 HALF = (torch.float16, torch.bfloat16)
+_NOTHING = torch.empty(0, dtype=torch.float32, device="cpu")         # a state of single precision
 FLUSHED = 0.01                                  # share of a state's numbers that may become 0 in a cast
 
 
@@ -63,10 +64,10 @@ def square_of(score: Any) -> float | None:
     return said**2 if said is not None and (said != 0.5 or score.predicts == "edm") else None
 
 
-def start(sde: SDE, score: Any, level: NoiseLevel, x: Tensor | None) -> None:
-    """Warn where a run starts from the prior at a level that still shows the data, or from a state x that is too small for its level."""
-    if x is not None:
-        rms = float(torch.linalg.vector_norm(x.detach(), dtype=torch.float64)) / math.sqrt(x.numel()) if x.numel() >= FEW else 0.0
+def start(sde: SDE, score: Any, level: NoiseLevel, rms: float | None) -> None:
+    """Warn where a run starts from the prior (``rms`` None) at a level that still shows the data, or from a state whose root mean square is
+    too small for its level."""
+    if rms is not None:
         if 0 < rms < SMALL * level.sigma:
             warn(f"x_init has the root mean square {rms:.3g} at t={level.t:.6g}, where a state alpha x0 + sigma eps has at least sigma = "
                  f"{level.sigma:.4g}: it is no state of that level. Expected sde.prior_std() * noise, or t_start= the time it belongs to.")
@@ -98,8 +99,11 @@ def half(score: Any, levels: Sequence[NoiseLevel], autocast: torch.dtype | None)
     """Warn where a network in half precision cannot hold what it is given or says, or cannot tell a grid's levels apart."""
     if not hasattr(score, "time_table"):
         return
-    own = score.dtype_of(torch.empty(0))
-    dtype, asked = autocast or score.autocast or own, levels[:-1]
+    own = score.dtype_of(_NOTHING)
+    dtype = autocast or score.autocast or own
+    if dtype not in HALF and own not in HALF:
+        return
+    asked = levels[:-1]
     if dtype == torch.float16:
         top, noisiest = torch.finfo(dtype).max, max(level.sigma for level in levels)
         cleanest = min((level.sigma for level in asked if level.sigma), default=1.0)
@@ -117,8 +121,10 @@ def half(score: Any, levels: Sequence[NoiseLevel], autocast: torch.dtype | None)
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in the dtype of the result; warns where half precision overflows to infinity, or flushes more than a hundredth of x to 0."""
+    if x.dtype == dtype:
+        return x
     y = x.to(dtype)
-    if dtype in HALF and x.dtype != dtype and x.numel():
+    if dtype in HALF and x.numel():
         over, under = int((y.isinf() & x.isfinite()).sum()), int(((y == 0) & (x != 0)).sum())
         if over or under > FLUSHED * x.numel():
             warn(f"the state in {dtype}: {f'{over} numbers became infinite' if over else f'{under} numbers became 0'}, of {x.numel()} "

@@ -608,6 +608,8 @@ def canonical_seed(seed: Seed, batch: int) -> int | list[int]:
     """An int, or a list of one int per sample. Raises on bools, floats, negatives and a wrong number of seeds. TypeError for types,
     ValueError for values."""
     integer("batch", batch, 0)
+    if type(seed) is int:
+        return integer("seed", seed, 0)         # the common case, at a fifth of the price
     if seed is None:
         return fresh_seed()
     if isinstance(seed, Tensor):

@@ -146,6 +146,8 @@ def spelled(name: str | Method, **given: Any) -> Method | Choice:
 
 def chosen(name: str | Method | Choice, run: Run, **given: Any) -> Method:
     """The method of a run: ``method``, or what its name chooses. Raises as ``method`` does."""
+    if type(name) is Method and not given:
+        return name
     what = name if isinstance(name, Choice) else spelled(name, **given)
     return _CHOICES[what.name](run, **what.options) if isinstance(what, Choice) else what
 

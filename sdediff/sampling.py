@@ -103,10 +103,11 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     if x_init is None:
         size = contracts.shape("shape", shape)
         device, dtype = _where(score, device, dtype)
-        start = None
+        start = rms = None
     else:
-        start = contracts.state("x_init", x_init)
-        start = start.to(device=device or start.device, dtype=dtype or start.dtype)
+        rms, start = contracts.rms("x_init", x_init), x_init
+        if device is not None or dtype is not None:
+            start = start.to(device=device or start.device, dtype=dtype or start.dtype)
         size, device, dtype = tuple(start.shape), start.device, start.dtype
     inner = dtype if dtype in (torch.float32, torch.float64) else torch.float32           # half precision integrates in float32
     check_conditions({**getattr(score, "conditions", {}), **(conditions or {})}, size[0])
@@ -121,7 +122,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
         warnings.warn(f"steps={len(times) - 1}: {recipe.name} has its order from {recipe.solver.remembers + 1} steps on, when it remembers "
                       f"{recipe.solver.remembers} evaluations; these steps use the ones that there are, at lower order.", stacklevel=3)
 
-    guards.start(sde, score, levels[0], start)
+    guards.start(sde, score, levels[0], rms if start is None or start.numel() >= guards.FEW else 0.0)
     guards.half(score, levels, autocast)
 
     draws = start is None or recipe.solver.noise == "always" or (recipe.solver.noise == "eta" and not eq.is_ode)
@@ -592,7 +593,8 @@ def _check_noise(noise: str | Noise, seed: random.Seed, shape: tuple[int, ...], 
         if noise.shape != shape or noise.dtype != dtype:
             raise ValueError(f"noise is bound to shape {noise.shape} and {noise.dtype}; expected {shape} and {dtype}, those of the state.")
         return
-    contracts.choice("noise", noise, ("white", "brownian", "clock"))
+    if type(noise) is not str or noise != "white":
+        contracts.choice("noise", noise, ("white", "brownian", "clock"))
     if seed is not None and not isinstance(seed, torch.Generator):
         random.canonical_seed(seed, shape[0])
 

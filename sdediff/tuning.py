@@ -100,7 +100,7 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
         (any number, *D): starts are drawn from the prior. Conditions of the score go with the samples row by row.
     what : "grid" places the knots (and eta, where there is noise); "grid+coefficients" then gives every step coefficients of its own, where
         the method is multistep with one call a step and the equation is the flow (elsewhere it places the knots).
-    near : methods tuned for a neighbouring budget: their grids, stretched to this one, are starts too.
+    near : methods tuned for a neighbouring budget: the best of their grids, stretched to this one, is one start more.
     trajectories : how many to fit on; as many again choose, and as many tell the gain. ``iterations`` of L-BFGS-B from each of ``starts``.
     rtol : of the reference, an adaptive solver of order 8 (default 1e-8, for a network in single precision 1e-5, in half 1e-2).
     dtype, device : of the state, float32 or float64, by default where the data or the network are; the network runs in its own dtype.
@@ -157,12 +157,14 @@ def tune(method: str | Method, sde: SDE, score: Score, *, steps: int | None = No
     standard = next(run for run in ranked if run.label != NEIGHBOUR)
     best, least = (standard, standard.zero), choose.error(standard, standard.zero)
 
+    free = [run for run in ranked if not isinstance(run.solver, Start)]
+    begin = _distinct([run for run in free if run.label != NEIGHBOUR], starts) + [run for run in free if run.label == NEIGHBOUR][:1]
     powers = (1.0,) if runs[0].noisy else POWERS
-    with progress_bar(limit * len(powers) * (starts + (what == WHAT[1])), progress, desc="tune", unit="iteration", leave=False) as bar:
+    with progress_bar(limit * len(powers) * (len(begin) + (what == WHAT[1])), progress, desc="tune", unit="iteration", leave=False) as bar:
         for power in powers:
             tuned: list[tuple[float, Run, np.ndarray]] = []
             descend = lambda run, theta, power=power: _descend(run, theta, fit, choose, power, limit, bar)
-            for run in _distinct([run for run in ranked if not isinstance(run.solver, Start)], starts):
+            for run in begin:
                 theta = descend(run, run.zero) if len(run.zero) else run.zero
                 tuned.append((choose.error(run, theta, power), run, theta))
             tuned.sort(key=lambda row: row[0])

@@ -36,7 +36,7 @@ from .solvers import Form, Solver
 from .solvers.tracing import Ask, Call, Define, Draw, Tape, Term, draw, tape
 
 FEW = 8                 # numbers that Python sums sooner than torch
-LOOK, SMALL = 8, 1 << 14        # calls that are looked at together, where outputs are small: a sum costs as much as a step's combination
+LOOK, SMALL = 16, 1 << 14       # calls that are looked at together, where outputs are small: a sum costs as much as a step's combination
 SAME = 1e-14            # a relative difference that is the rounding of float64 coefficients
 
 

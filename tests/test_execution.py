@@ -347,7 +347,7 @@ def test_nothing_is_read_and_nothing_grows_between_the_first_call_and_the_last(n
     assert not WAITS & set(names)
     assert calls == (210 if name == "heun" else 105)
     noisy = method(name).solver.noise == "always" or method(name).eta
-    # time inputs come in blocks of 16 (B,), and 8 outputs, stacked, are looked at together
+    # time inputs come in blocks of 16 (B,), and small outputs, stacked, are looked at together
     assert many <= few + 2 and (noisy or few <= 16 + 2 * execution.LOOK)
 
 

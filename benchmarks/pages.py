@@ -200,9 +200,11 @@ def crossed(rows: Sequence[dict[str, str]], down: str, across: str, value: str, 
 def performance() -> str:
     over, half, noise = (rows_of(f"{name}.csv") for name in ("overhead", "precision", "noise"))
     over = [r | {"contender": r["contender"].split(" 0.")[0]} for r in over if r["contender"] != "bare"]
-    costs = lambda shape: crossed([r for r in over if r["shape"] == shape], "method", "contender", "us_a_step_over_bare",
-                                  lambda v: f"{float(v):.0f}")
-    steps = "".join(f"Batch {shape.split('x')[0]}:\n\n{costs(shape)}\n" for shape in dict.fromkeys(r["shape"] for r in over))
+    costs = lambda shape, column, digits: crossed([r for r in over if r["shape"] == shape], "method", "contender", column,
+                                                  lambda v: f"{float(v):.{digits}f}")
+    points, pictures = ([s for s in dict.fromkeys(r["shape"] for r in over) if (s.count("x") == 1) == here] for here in (True, False))
+    steps = "".join(f"Batch {s.split('x')[0]}:\n\n{costs(s, 'us_a_step_over_bare', 0)}\n" for s in points)
+    steps += "".join(f"A small U-Net on {s}, times bare forwards:\n\n{costs(s, 'ratio_to_bare', 3)}\n" for s in pictures)
     named = {"exact": "exact score", "trained": "trained MLP"}
     half = [r | {"network": f"{named[r['network']]}, {r['dtype']}"} for r in half]
     return f"""# Performance

@@ -115,9 +115,9 @@ def page() -> str:
 {', '.join(map(str, BUDGETS))} calls. RMSE of the paths to the exact end of the probability flow, on trajectories that nothing was fitted to
 or chosen on. *Best peer*: the least error, in hindsight, of {peers} (method, grid) pairs of diffusers, k-diffusion and azula, cell by cell.
 *Baseline*: exponential Adams-Bashforth 4 (eps form) on log-SNR, the best single pair in the sketch that this study began with. *auto*:
-`method="auto"` when nothing is known of the data. *Tuned*: `sdediff.tune`, two starts, 1024 trajectories to fit and as many to choose on; the
-mean distance beside the mean square for the three targets of unequal modes (modes, mixture-16, digits-64) under VPSDE and the DDPM table at
-8 to 20 calls, which are the cells that it was introduced for (mixture-16 at 8 calls from six starts), elsewhere the square alone.
+`method="auto"` when nothing is known of the data. *Tuned*: `sdediff.tune`, two starts, 1024 trajectories to fit and as many to choose on;
+the mean distance beside the mean square for the three targets of unequal modes (modes, mixture-16, digits-64) under VPSDE and the DDPM table
+at 8 to 20 calls, which are the cells that it was introduced for (mixture-16 at 8 calls from six starts), elsewhere the square alone.
 """)
     text += _ratios("Tuned methods over the best peer in hindsight", mine, best)
     typical = {c: min((r for r in here if r.source != "sdediff"), key=lambda r: r.median) for c, here in by_cell(rows).items()}

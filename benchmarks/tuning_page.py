@@ -116,8 +116,8 @@ def page() -> str:
 or chosen on. *Best peer*: the least error, in hindsight, of {peers} (method, grid) pairs of diffusers, k-diffusion and azula, cell by cell.
 *Baseline*: exponential Adams-Bashforth 4 (eps form) on log-SNR, the best single pair in the sketch that this study began with. *auto*:
 `method="auto"` when nothing is known of the data. *Tuned*: `sdediff.tune`, two starts, 1024 trajectories to fit and as many to choose on;
-the mean distance beside the mean square for the three targets of unequal modes (modes, mixture-16, digits-64) under VPSDE and the DDPM table
-at 8 to 20 calls, which are the cells that it was introduced for (mixture-16 at 8 calls from six starts), elsewhere the square alone.
+the mean distance beside the mean square for the three targets of unequal modes (modes, mixture-16, digits-64) under VPSDE and DDPM-table at
+8 to 20 calls, which are the cells that it was introduced for (mixture-16 at 8 calls from six starts), elsewhere the square alone.
 """)
     text += _ratios("Tuned methods over the best peer in hindsight", mine, best)
     typical = {c: min((r for r in here if r.source != "sdediff"), key=lambda r: r.median) for c, here in by_cell(rows).items()}

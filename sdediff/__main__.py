@@ -1,6 +1,5 @@
 """`python -m sdediff`."""
-import sys
-
+from . import ranks
 from .cli import main
 
-sys.exit(main())
+ranks.leave(main())

@@ -12,9 +12,10 @@ import contextlib
 import datetime
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -139,6 +140,16 @@ def launched() -> bool:
 def current() -> int:
     """The rank of this process in the job that torchrun started, else 0."""
     return int(os.environ["RANK"]) if launched() else 0
+
+
+def leave(code: int = 0) -> NoReturn:
+    """End this process with an exit code. A process of a job ends without the interpreter's own end: threads of gloo that still let go of a
+    tensor then are stopped within C++, and one process in some thirty, on a busy machine, aborted with its work done."""
+    if launched():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def working() -> bool:

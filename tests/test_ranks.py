@@ -15,7 +15,7 @@ import torch
 
 import sdediff
 from sdediff import VPSDE, nets, training
-from sdediff.ranks import ALONE, RankError, Ranks, job
+from sdediff.ranks import ALONE, RankError, Ranks, job, leave
 
 SDE = VPSDE()
 CALL = {"shape": (50, 2), "method": "ddpm", "steps": 4, "seed": 3, "chunk": 8}
@@ -232,3 +232,4 @@ if __name__ == "__main__":
             assert commands(here / "one", here / "two") == [0, 0, 1 if int(os.environ["RANK"]) else 2]     # one refuses, the other ends
     else:
         work(here)
+    leave()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .likelihood import Bins, Bound, LogProb, bits_per_dim, dequantise, elbo, log_prob
     from .tuning import tune
 
-# What sampling does not need is imported at its first use: half of the time that importing the package takes.
+# What sampling does not need is imported at its first use: a quarter of the time that importing the package would take.
 _LATER = {
     **dict.fromkeys(("adapters", "doctor", "guidance", "inverse", "operators", "targets"), ""),
     **dict.fromkeys(("decode", "denoise_from", "interpolate", "renoise", "round_trip", "slerp"), "latent"),

@@ -610,7 +610,7 @@ def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None
             else:
                 out = answer(x, i)
         except Exception as error:
-            watched.look(p)               # what it stumbled on may be its own earlier output
+            watched.look(p)                     # what it stumbled on may be its own earlier output
             if isinstance(error, NetworkError):
                 raise NetworkError(f"{error} ({p.where(i)})") from None
             raise

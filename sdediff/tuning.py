@@ -17,8 +17,7 @@ the states and no activations), and dc/d theta, dt/d theta from differences of t
 path error. Where data have modes, this mean is that of a few trajectories, those that pass close to the ridge between two and may end in
 the other, and its landscape is rough; so log mean |x_N - x*|, in which every trajectory has a say, is minimised as well, and what is better
 by the squares on other trajectories is kept. (On nine modes at 15 calls the squares end at an error of 0.0063, the distances at 0.0015.)
-For equations with noise, the law of the output: the squared sliced Wasserstein-2 distance to reference samples y, with common
-noise,
+For equations with noise, the law of the output: the squared sliced Wasserstein-2 distance to reference samples y, with common noise,
 
     log mean over directions r of mean_i (sort(r.x_N)_i - sort(r.y)_i)^2.                                            theory, eq. (35)
 

@@ -593,5 +593,10 @@ def tuned(sde: SDE, methods: Mapping[int, Tuned], title: str = "") -> Figure:
         right.set_title(title, loc="left")
         right.set_xticks(calls, labels=[str(n) for n in calls])
         right.minorticks_off()
+        errors = [e for _, g in gains for e in (g.before, g.after)]
+        if errors and min(errors) > 0 and max(errors) < 10 * min(errors):            # within a decade there may be no power of ten to label
+            ends = sorted({min(errors), max(errors)})
+            right.set_yticks(ends, labels=[f"{e:.2g}" for e in ends])
+        right.margins(y=0.15)
         right.legend()
         return figure

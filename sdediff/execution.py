@@ -12,9 +12,9 @@ once and kept. What a network's output means, and the scaling of an EDM network'
 * what a solver remembers stays as up to ``keep`` raw vectors or becomes one, whichever makes fewer terms in all;
 * a combination that contains an earlier input of the same step starts from it.
 
-Nothing in the loop reads a number from the device. That outputs are finite is seen from their sums: on the CPU at the call, of small ones
-in one look at several calls; elsewhere after the run. Whatever is not linear takes the readable path, ``sampling.iterate``; both draw the
-same noise.
+Nothing in the loop reads a number from the device. That outputs are finite is seen on the CPU from their sums, at the call; where outputs
+are small, a later input that they went into vouches for several (y = a x + b out is not finite where out is not); elsewhere after the run.
+Whatever is not linear takes the readable path, ``sampling.iterate``; both draw the same noise.
 """
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -35,8 +36,8 @@ from .sde import SDE, NoiseLevel
 from .solvers import Form, Solver
 from .solvers.tracing import Ask, Call, Define, Draw, Tape, Term, draw, tape
 
-FEW = 8                 # numbers that Python sums sooner than torch
-LOOK, SMALL = 16, 1 << 14       # calls that are looked at together, where outputs are small: a sum costs as much as a step's combination
+KEPT = 1 << 16          # numbers in the time inputs that are kept for the next run, at most
+LOOK, SMALL = 8, 1 << 12        # calls between two looks, where outputs are small: a sum from cold caches costs as much as a step
 SAME = 1e-14            # a relative difference that is the rounding of float64 coefficients
 
 
@@ -50,7 +51,6 @@ class Watched:
         self._first: Tensor | None = None                   # what the first call returned, before it was copied
         self._reuses = False                                # whether the network writes every output to one buffer
         self.later: list[tuple[str, Tensor]] = []          # sums of a program's outputs on another device, to be read at the end
-        self.unseen: list[tuple[str, int, Tensor]] = []    # calls of a program whose outputs have not been looked at
         self._pending: list[tuple[str, Tensor]] = []
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
@@ -119,14 +119,6 @@ class Watched:
         """Evaluations per sample, in words, where they are not the calls."""
         return f" in sequence, {self.rows / self.batch:g} evaluations per sample" if self.rows != self.calls * self.batch else ""
 
-    def look(self, p: Program) -> None:
-        """Raises the error of the first output among ``unseen`` that is not finite."""
-        unseen, self.unseen = self.unseen, []
-        if unseen and not math.isfinite(torch.stack([out for *_, out in unseen]).sum().numpy()):
-            for name, i, out in unseen:
-                if not bool(torch.isfinite(out).all()):
-                    raise self.not_finite(name, out.detach(), p.where(i))
-
     def finish(self) -> None:
         """Raises the error of the first check that failed, where checks wait for the end of the run."""
         if self._pending and not bool(torch.stack([ok for _, ok in self._pending]).all()):
@@ -190,6 +182,12 @@ class Program:
     registers: int
     remembers: bool
     cost: int
+    inputs: dict[Any, list[Tensor]] = dataclasses.field(default_factory=dict)      # time inputs that are not lent, by kind
+
+    @functools.cached_property
+    def times(self) -> list[Any]:
+        """The times of the calls."""
+        return [level.t for level in self.levels]
 
     @functools.cached_property
     def asks(self) -> list[Ask]:
@@ -207,6 +205,29 @@ class Program:
         if type(source) is WhiteNoise:
             return source.sequence(self.labels)
         return (draw(source, ask) for ask in self.asks)                                      # type: ignore[arg-type]
+
+    @functools.cached_property
+    def unseen(self) -> list[int] | None:
+        """For calls LOOK, 2 LOOK, ... and the end, how many outputs must be held on to that did not go into the input there, or into the
+        end; None where some output never does, or late. A register's bits are the calls whose outputs, not finite, would make it so."""
+        bits, unseen, counts = [0] * self.registers, 0, []
+        for step in self.steps:
+            for op in step.ops:
+                if isinstance(op, Sum):
+                    bits[op.dest] = functools.reduce(operator.or_, (bits[v] for v, _ in op.terms), bits[op.source])
+                elif isinstance(op, Fill):
+                    bits[op.dest] = 0
+                else:
+                    if op.call and op.call % LOOK == 0:
+                        unseen &= ~bits[op.source]
+                        counts.append(op.call + 1 - (unseen & -unseen).bit_length() if unseen else 0)
+                    unseen |= 1 << op.call
+                    for dest in op.dests:
+                        if dest is not None:
+                            bits[dest] = 1 << op.call
+        if unseen & ~bits[self.steps[-1].state] or max(counts, default=0) > LOOK:
+            return None
+        return counts
 
     def where(self, call: int) -> str:
         """A call, in words."""
@@ -493,8 +514,20 @@ def run(p: Program, start: Tensor, watched: Watched, source: Noise | None, seen:
     """The state after the last step of the program, from ``start``. ``seen(k, x)`` is called after k steps; ``x()`` is the state then.
     ``first``: what the score answered to call 0, if it was asked already."""
     start = start.clone() if start.is_inference() and not torch.is_inference_mode_enabled() else start      # it has no version counter
-    with context(watched.score, start.device):
-        y = loop(p, start, watched, caller(p, start, watched, first), p.draws(source), seen)
+    if type(watched.score) in (NetworkScore, FunctionScore):
+        times, kind = lent(p, watched.score, start)
+        call, look = caller(p, start, watched, times)
+        with context(watched.score, start.device):
+            try:
+                y = loop(p, start, watched, call, p.draws(source), seen)
+            except Exception:
+                look(None)                      # what was stumbled on may be an earlier output
+                raise
+        look(y)
+        if kind is not None:
+            give_back(p, times, kind)
+    else:
+        y = loop(p, start, watched, _any_score(p, watched, first), p.draws(source), seen)
     finish(p, y, watched)
     return y, "coefficient table", 0.0
 
@@ -505,8 +538,7 @@ def context(score: Any, device: torch.device) -> Any:
 
 
 def finish(p: Program, y: Tensor, watched: Watched) -> None:
-    """The last look at what the outputs were; off the CPU the one wait of the run."""
-    watched.look(p)
+    """The checks that wait for the end of a run; off the CPU its one wait."""
     watched.finish()
     for name, sums in watched.later:
         bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
@@ -562,67 +594,105 @@ def _numbers(p: Program, dtype: torch.dtype) -> Sequence[Tensor]:
     return torch.tensor(p.leads, dtype=dtype, device="cpu").unbind()
 
 
-@functools.lru_cache(maxsize=64)
-def _time_table(p: Program, time_input: str, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    with torch.inference_mode(False):
-        return NetworkScore(_time_table, "eps", time_input).time_table(p.levels, dtype, device)
+Times = Sequence[Any]           # what the calls of a run are told of their levels, by call
+
+
+class _Streamed(Sequence[Any]):
+    """Time inputs that are made as they are asked for, in turn."""
+
+    def __init__(self, inputs: Iterator[Any], length: int) -> None:
+        self.inputs, self.length = inputs, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: Any) -> Any:
+        return next(self.inputs)
+
+
+def lent(p: Program, score: Any, start: Tensor) -> tuple[Times, Any]:
+    """The time inputs of a run. Few numbers, of a kind that has a name, are kept with the program, lent to one run at a time, and given
+    back under the kind that comes with them."""
+    if type(score) is FunctionScore:
+        return p.times, None
+    batch, dtype, device = len(start), score.dtype_of(start), start.device
+    if isinstance(score.time_input, str) and batch * len(p.levels) <= KEPT:
+        kind = score.time_input, dtype, device, batch
+        times = p.inputs.pop(kind, None)
+        if times is None:
+            with torch.inference_mode(False):
+                times = list(score.times(p.levels, batch, dtype, device))
+        return times, kind
+    return _Streamed(score.times(p.levels, batch, dtype, device), len(p.levels)), None
+
+
+def give_back(p: Program, times: Times, kind: Any) -> None:
+    """Keeps what was lent, unless the network wrote into it."""
+    if times[0]._version == 0:
+        p.inputs[kind] = times                  # type: ignore[assignment]
+        while len(p.inputs) > 4:
+            p.inputs.pop(next(iter(p.inputs)), None)
 
 
 Caller = Callable[[Evaluate, list[Any]], None]
+Look = Callable[[Tensor | None], None]
 
 
-def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None = None, given: Sequence[Tensor] | None = None) -> Caller:
-    """One network call of the program: with the checks that cost no waiting, its outputs put in their registers. ``given``: the time
-    inputs by call, where not every call is made here."""
+def caller(p: Program, start: Tensor, watched: Watched, times: Times, whole: bool = True) -> tuple[Caller, Look]:
+    """One call of the program's network or function, with the checks that cost no waiting, its output put in its register; and a look at
+    the latest outputs, for which a state that was made of them may vouch. ``whole``: every call of the program is made here.
+
+    Whether outputs are finite is seen at once, or of small ones LOOK at a time."""
     score: Any = watched.score
-    if type(score) not in (NetworkScore, FunctionScore):
-        return _any_score(p, watched, first)
     levels, shape, kind, device = p.levels, start.shape, start.dtype, start.device
-    batch, axes, on_cpu, versions = shape[0], tuple(range(start.ndim)), start.is_cpu, not torch.is_inference_mode_enabled()
+    batch, axes, on_cpu, time = shape[0], tuple(range(start.ndim)), start.is_cpu, times.__getitem__
     if type(score) is NetworkScore:
-        network, dtype, conditions = score.network, score.dtype_of(start), score.conditions_of(batch)
-        named = isinstance(score.time_input, str)
-        times = score.times(levels, batch, dtype, device, _time_table(p, score.time_input, dtype, device) if named else None)
-        answer = lambda x, i: score.ask(x, next(times) if given is None else given[i], conditions, dtype, levels[i])
-        name, plain = score.predicts if score.predicts != "edm" else "F", versions and dtype is kind
+        ask, dtype, conditions = score.network, score.dtype_of(start), score.conditions_of(batch)
+        name = score.predicts if score.predicts != "edm" else "F"
     else:
-        answer, name, plain = (lambda x, i: score.ask(x, levels[i])), "score", False
+        ask, dtype, conditions, name = score.function, kind, {}, "score"
+    plain = dtype is kind and not torch.is_inference_mode_enabled()
+    later = plain and whole and on_cpu and start.numel() <= SMALL and p.unseen is not None
+    remembers, own = p.remembers or later, False
+    earlier: Any = None
+    unseen: list[tuple[int, Any]] = []          # the latest calls and their outputs
+    watched.calls += len(levels)
+    watched.rows += batch * len(levels)
     slots: Any = ()
     if not on_cpu:
         sums = torch.zeros(len(levels), dtype=kind, device=device)
         watched.later.append((name, sums))
         slots = sums.unbind()
-    few, small = on_cpu and start.ndim == 2 and start.numel() <= FEW, on_cpu and FEW < start.numel() <= SMALL
-    remembers, own = p.remembers or small, False
-    earlier: Any = None
+
+    def look(x: Tensor | None, keep: int = 0) -> None:
+        if x is None or not math.isfinite(x.detach().sum().numpy()):
+            for i, out in unseen:
+                if not bool(torch.isfinite(out).all()):
+                    raise watched.not_finite(name, out.detach(), p.where(i))
+        del unseen[:len(unseen) - keep]
 
     def call(op: Evaluate, held: list[Any]) -> None:
-        nonlocal earlier, own
+        nonlocal own, earlier
         (dest,), of, i = op
         x = held[of]
+        if later and i and not i % LOOK:
+            look(x, p.unseen[i // LOOK - 1])    # type: ignore[index]
         try:
             if plain:
                 version = x._version
-                out = network(x, next(times) if given is None else given[i], **conditions)
+                out = ask(x, time(i), **conditions)
                 if (type(out) is not Tensor or out.shape != shape or out.dtype is not kind or out.is_cpu is not on_cpu
                         or x._version != version):
                     out = score.checked(out, x, version, x, levels[i])
             else:
-                out = answer(x, i)
-        except Exception as error:
-            watched.look(p)                     # what it stumbled on may be its own earlier output
-            if isinstance(error, NetworkError):
-                raise NetworkError(f"{error} ({p.where(i)})") from None
-            raise
-        watched.calls += 1
-        watched.rows += batch
-        if few or (on_cpu and not small):
-            total = sum(map(sum, out.tolist())) if few else out.detach().sum().numpy()
-            if not math.isfinite(total) and not bool(torch.isfinite(out).all()):
-                raise watched.not_finite(name, out.detach(), p.where(i))
-        elif not on_cpu:
+                out = score.ask(x, time(i), conditions, dtype, levels[i])
+        except NetworkError as error:
+            raise NetworkError(f"{error} ({p.where(i)})") from None
+        if not on_cpu:
             torch.sum(out, axes, out=slots[i])
-        if remembers:
+        elif not later and not math.isfinite(out.detach().sum().numpy()) and not bool(torch.isfinite(out).all()):
+            raise watched.not_finite(name, out.detach(), p.where(i))
+        if remembers and (own or i < 2):
             # A network that writes every output to one buffer would overwrite what is remembered: then each output is copied.
             if i == 0:
                 earlier, out = out, out.clone()
@@ -630,14 +700,12 @@ def caller(p: Program, start: Tensor, watched: Watched, first: Prediction | None
                 own, earlier = out.data_ptr() == earlier.data_ptr() != x.data_ptr() and out.numel() > 0, None
             if own:
                 out = out.clone()
-        if small:
-            watched.unseen.append((name, i, out))
-            if len(watched.unseen) == LOOK:
-                watched.look(p)
+        if later:
+            unseen.append((i, out))
         if dest is not None:
             held[dest] = out
 
-    return call
+    return call, look
 
 
 def _any_score(p: Program, watched: Watched, first: Prediction | None) -> Caller:

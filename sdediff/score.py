@@ -330,11 +330,10 @@ class NetworkScore(_Timed):
         such tensor, not finite, or the input was changed."""
         return _returned(f"network {self.name} at t={show(level.t)}", out, x, fed, version)
 
-    def times(self, levels: Sequence[NoiseLevel], batch: int, dtype: torch.dtype, device: torch.device,
-              table: Tensor | None = None) -> Iterator[Tensor]:
+    def times(self, levels: Sequence[NoiseLevel], batch: int, dtype: torch.dtype, device: torch.device) -> Iterator[Tensor]:
         """The time inputs (B,) of a run's calls, one after the other, each the network's own: one transfer to the device, and memory that
-        does not grow with the number of calls. ``table``: ``time_table`` of the levels, if it is known."""
-        table = self.time_table(levels, dtype, device) if table is None else table
+        does not grow with the number of calls."""
+        table = self.time_table(levels, dtype, device)
         if table is None:
             yield from (self._time(level, batch, dtype, device) for level in levels)
             return
@@ -442,16 +441,20 @@ class FunctionScore:
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
         m = level.to(x)
-        return self.interpret(x, m, self.ask(x, m))
+        return self.interpret(x, m, self.ask(x, m.t, {}, x.dtype, m))
 
     def interpret(self, x: Any, m: NoiseLevel, out: Any) -> Prediction:
         """What the function's value for x means."""
         return Prediction(x, m, score=out)
 
-    def ask(self, x: Tensor, m: NoiseLevel) -> Tensor:
-        """The function's value, checked."""
+    def ask(self, x: Tensor, t: Any, conditions: Mapping[str, Any], dtype: torch.dtype, level: NoiseLevel) -> Tensor:
+        """The function's value at x and t, checked; ``level`` is for the message. A function has no conditions and no dtype of its own."""
         version = None if x.is_inference() else x._version
-        return _returned(f"score function at t={show(m.t)}", self.function(x, m.t), x, x, version)
+        return self.checked(self.function(x, t), x, version, x, level)
+
+    def checked(self, out: Any, fed: Tensor, version: int | None, x: Tensor, level: NoiseLevel) -> Tensor:
+        """What the function returned for x, as for a network."""
+        return _returned(f"score function at t={show(level.t)}", out, x, fed, version)
 
 
 def from_score(function: Callable[[Tensor, Any], Tensor]) -> FunctionScore:

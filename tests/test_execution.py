@@ -229,10 +229,11 @@ def test_faults_are_named_at_their_call(fault, message, name):
     calls = itertools.count(1)
     with pytest.raises(NetworkError, match=message + r".*call 3, step \d, t=0\.") as caught:
         sample(VPSDE(), from_network(lambda x, c: fault(x) if next(calls) == 3 else 0.1 * x), shape=(2, 2), method=name, steps=5, seed=0)
-    assert next(calls) == 4 and "step 1" in str(caught.value)
+    assert next(calls) == 4 or "NaN" in message         # up to LOOK of them are looked at together
+    assert "step 1" in str(caught.value)
 
 
-@pytest.mark.parametrize("rows", [3, 20, 10_000], ids=["few", "small", "large"])        # numbers summed by Python, looked at together, and at once
+@pytest.mark.parametrize("rows", [3, 20, 10_000], ids=["few", "small", "large"])        # looked at by eights, and at once
 @pytest.mark.parametrize("buffered", [False, True])
 @pytest.mark.parametrize("stumbles", [False, True])
 def test_an_output_that_is_not_finite_is_named_wherever_it_is_looked_at(rows, buffered, stumbles):
@@ -347,7 +348,7 @@ def test_nothing_is_read_and_nothing_grows_between_the_first_call_and_the_last(n
     assert not WAITS & set(names)
     assert calls == (210 if name == "heun" else 105)
     noisy = method(name).solver.noise == "always" or method(name).eta
-    # time inputs come in blocks of 16 (B,), and small outputs, stacked, are looked at together
+    # time inputs come in blocks of 16 (B,), and small outputs are held until they are looked at
     assert many <= few + 2 and (noisy or few <= 16 + 2 * execution.LOOK)
 
 

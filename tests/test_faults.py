@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import VPSDE, from_network, from_score, guidance, training
+from sdediff import VPSDE, execution, from_network, from_score, guidance, training
 
 SDE = VPSDE()
 X = torch.tensor([[0.5, -0.25], [1.0, 0.75], [-0.5, 0.125]])
@@ -52,7 +52,9 @@ def test_a_fault_is_named_at_the_call(path, fault, message):
     net = Net(fault)
     with pytest.raises(sdediff.NetworkError, match=message) as caught:
         PATHS[path](net)
-    assert re.search(rf"call {AT}, step \d+, t=\d", str(caught.value)) and net.calls == AT
+    assert re.search(rf"call {AT}, step \d+, t=\d", str(caught.value))
+    together = execution.LOOK if "samples" in str(caught.value) else 0          # small outputs are looked at together for NaN and inf
+    assert AT <= net.calls <= AT + together
     assert ("unction" if path == "function" else "net") in str(caught.value)
 
 

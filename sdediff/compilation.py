@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .execution import Evaluate, Program, Ran, Seen, Sum, Watched, caller, context, finish, loop
-from .random import GeneratorNoise, Noise
+from .random import Draws, GeneratorNoise, Noise
 from .score import NetworkScore
 
 UNROLLED = 50           # steps in one compiled block, at most: a block costs some 50 us to enter; fewer of a network of many layers
@@ -86,7 +86,7 @@ class Block:
         live: list[Tensor] = [held[r] for r in self.inputs]
         drawn: tuple[Tensor, ...] = ()
         if self.draws:                          # one tensor: every further argument of a compiled function takes a microsecond or two
-            drawn = (torch.stack(list(itertools.islice(draws, self.draws))),)
+            drawn = (draws.take(self.draws) if isinstance(draws, Draws) else torch.stack(list(itertools.islice(draws, self.draws))),)
         *out, sums = self.compiled(live, self.weights, self.times, drawn, conditions)
         for register, value in zip(self.outputs, out):
             held[register] = value

@@ -36,6 +36,7 @@ import abc
 import contextlib
 import copy
 import hashlib
+import itertools
 import math
 import struct
 import threading
@@ -58,7 +59,8 @@ WINDOW = 1024                                  # blocks that are worked on at on
 TILE = 1 << 22                                 # normals of a tile on a GPU: a launch takes as long as writing so many
 ROW = {"cpu": 2 * BLOCK, "cuda": 1 << 12}      # normals that a sample with a seed of its own draws at least, over several labels
 AHEAD = 1 << 16                                # normals of later labels that a small batch draws at once, at most
-LABELS = 32                                    # labels that are drawn at once, at most
+LABELS = 32                                    # labels that are drawn at once, at most; twice as many for a run, whose labels are known
+NARROW = 16                                    # numbers at the head of a block that are worked on alone, if no more are asked for
 KEPT = 4                                       # streams whose latest labels are kept: the uses of a step and of a loop in it
 SHARED = 5                                     # levels of a Brownian tree whose nodes are held, with the root
 
@@ -161,10 +163,23 @@ class _Engine(threading.local):
                 r, work = self.room[2:, :size].view(2, *shape, BLOCK).unbind()
                 self.views[shape] = flat, u, _Window(r, turn, work, flat[:size].view(*shape, BLOCK))
         flat, u, window = self.views[shape]
-        flat.copy_(torch.from_numpy((words[0] if len(words) == 1 else np.concatenate(words)).astype(_WORD, copy=False).view(_HALF)))
-        # r^2 = -log u^2: the sign of u is not used, and u = 0 stands for its half of the cell around it, hence the 2^-66.
-        torch.add(self.least, torch.mul(u, u, out=window.r), alpha=2.0**-62, out=window.r).log_().neg_().sqrt_()
+        flat.copy_(_halves(words))
+        self.radius(u, window.r)
         return window
+
+    def radius(self, u: Tensor, r: Tensor) -> Tensor:
+        """r^2 = -log u^2: the sign of u is not used, and u = 0 stands for its half of the cell around it, hence the 2^-66."""
+        return torch.add(self.least, torch.mul(u, u, out=r), alpha=2.0**-62, out=r).log_().neg_().sqrt_()
+
+    def heads(self, streams: Sequence[Stream], first: int) -> Tensor:
+        """The first NARROW normals of the block at word ``first`` of every stream: (streams, NARROW), in storage of their own."""
+        n = len(streams)
+        whole = -(-n * NARROW // BLOCK) * BLOCK             # what is left of the last block of numbers is garbage
+        u, turn, r = (row[:whole] for row in self.room[:3])
+        halves = _halves(self.words(streams, first, BLOCK)).view(n, 2, BLOCK)[:, :, :NARROW]
+        for k, row in enumerate((u, turn)):
+            row[:n * NARROW].view(n, NARROW).copy_(halves[:, k])
+        return torch.mul(self.radius(u, r), turn.mul_(self.turn).cos_())[:n * NARROW].view(n, NARROW)
 
 
 class _Window(NamedTuple):
@@ -179,8 +194,14 @@ class _Window(NamedTuple):
 JUMP = 0x9E3779B97F4A7C15F39CC0605CEDC835       # the golden section of 2^128, made odd: labels of one key start so far apart
 _WORD, _HALF = np.dtype("<u8"), np.dtype("<i4")
 Key = tuple[int, ...]
+Name = tuple[Key, int]                         # of a draw: a stream and a label
 Stream = tuple[Key, int]                       # of a key, from so many jumps on
 _engine = _Engine()
+
+
+def _halves(words: Sequence[np.ndarray]) -> Tensor:
+    """Words as twice as many signed integers."""
+    return torch.from_numpy((words[0] if len(words) == 1 else np.concatenate(words)).astype(_WORD, copy=False).view(_HALF))
 
 
 def _digest(key: Key, size: int = 32) -> bytes:
@@ -204,6 +225,8 @@ def _rows(streams: Sequence[Stream], start: int, count: int) -> Tensor:
     block = start // size
     blocks = -(-(start + count) // size) - block if count else 0
     begin = start - block * size
+    if 0 < begin + count <= NARROW and len(streams) <= WINDOW:
+        return _engine.heads(streams, block * BLOCK)[:, begin:begin + count]
     half = begin + count <= BLOCK               # the sines of a single block are not asked for
     out = torch.empty(len(streams), blocks, 2, BLOCK, dtype=torch.float32, device="cpu")
     for which, part, (r, turn, theta, cosine) in _windows(streams, block, blocks):
@@ -272,16 +295,21 @@ class Normals:
             self._held.pop(next(iter(self._held)), None)
         return held[1][row].clone()
 
-    def sequence(self, labels: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[Tensor]:
-        """``draw`` for many (stream, label) in turn, and none is drawn beyond a stream's last. The tensors are to be read only."""
-        ends: dict[tuple[int, ...], int] = dict(sorted(labels))
-        ahead: dict[tuple[tuple[int, ...], int], Tensor] = {}
-        for name in labels:
-            if name not in ahead:
-                stream, label = name
-                last = min(label - label % self.labels + self.labels - 1, ends[stream])
-                ahead.update(zip([(stream, k) for k in range(label, last + 1)], self._draw(stream, label, last + 1 - label).unbind()))
-            yield ahead.pop(name)
+    def sequence(self, names: Sequence[Name]) -> Draws:
+        """``draw`` for many (stream, label) in turn, and no other is drawn. The tensors are to be read only."""
+        return Draws(self._several, names, min(2 * LABELS, 2 * self.labels) if self.labels > 1 else 1)
+
+    def _several(self, names: Sequence[Name]) -> Tensor:
+        """(names, B, *D), in the order of the names."""
+        order = sorted(range(len(names)), key=names.__getitem__)
+        if self.shared:
+            streams = [((0, self.seeds[0], label // LABELS, *stream), label % LABELS) for stream, label in (names[k] for k in order)]
+            z = self._shaped(self._stream(streams, self.first, self.count, TILE), len(names))
+        else:                                   # neighbours in one row are drawn together
+            place = lambda nk: (names[nk[1]][0], names[nk[1]][1] // self.labels, names[nk[1]][1] - nk[0])
+            runs = [[names[k] for _, k in run] for _, run in itertools.groupby(enumerate(order), place)]
+            z = torch.cat([self._draw(*run[0], len(run)) for run in runs])
+        return z if order == sorted(order) else z[sorted(range(len(order)), key=order.__getitem__)]
 
     def single(self, stream: tuple[int, ...]) -> Tensor:
         """``draw(stream, 0)`` of a stream that has one label alone: nothing is drawn ahead or kept."""
@@ -291,12 +319,13 @@ class Normals:
         """(labels, B, *D)."""
         if self.shared:
             streams = [((0, self.seeds[0], k // LABELS, *stream), k % LABELS) for k in range(label, label + labels)]
-            z = self._stream(streams, self.first, self.count, TILE)
-        else:
-            block, row = divmod(label, self.labels)
-            z = self._stream([((1, s, block, *stream), 0) for s in self.seeds], row * self.size, labels * self.size,
-                             min(TILE, max(1, self.labels * self.size)))
-            z = z.unflatten(1, (labels, self.size)).transpose(0, 1)
+            return self._shaped(self._stream(streams, self.first, self.count, TILE), labels)
+        block, row = divmod(label, self.labels)
+        z = self._stream([((1, s, block, *stream), 0) for s in self.seeds], row * self.size, labels * self.size,
+                         min(TILE, max(1, self.labels * self.size)))
+        return self._shaped(z.unflatten(1, (labels, self.size)).transpose(0, 1), labels)
+
+    def _shaped(self, z: Tensor, labels: int) -> Tensor:
         return z.to(device=self.device, dtype=self.dtype).contiguous().view(labels, *self.shape)
 
     def _stream(self, streams: Sequence[Stream], start: int, count: int, tile: int) -> Tensor:
@@ -349,6 +378,43 @@ class Normals:
         return block, -(-(self.first + self.count) // BLOCK) - block if self.count else 0
 
 
+class Draws(Iterator[Tensor]):
+    """Draws in turn, one by one or several in one tensor, of which ``most`` are made at once by ``several``."""
+
+    def __init__(self, several: Callable[[Sequence[Name]], Tensor], names: Sequence[Name], most: int) -> None:
+        self.several, self.names, self.most = several, names, most
+        self.made, self.rows, self.at = torch.empty(0), tuple[Tensor, ...](), 0
+
+    def __next__(self) -> Tensor:
+        if not self.rows:
+            if self.at == len(self.made):
+                self._make()
+            if not self.at:                     # where the rest is taken as it is
+                self.at = 1
+                return self.made[0]
+            self.rows = self.made.unbind()
+        z = self.rows[self.at]
+        self.at += 1
+        if self.at == len(self.rows):
+            self.rows = ()
+        return z
+
+    def take(self, n: int) -> Tensor:
+        """The next n, (n, B, *D)."""
+        if self.at == len(self.made):
+            self._make()
+        some, self.rows = self.made[self.at:self.at + n], ()
+        self.at += len(some)
+        return some if len(some) == n else torch.cat([some, self.take(n - len(some))])
+
+    def _make(self) -> None:
+        if not self.names:
+            raise StopIteration
+        some, self.names, self.at = self.names[:self.most], self.names[self.most:], 0
+        del self.made                           # before as much is made again
+        self.made = self.several(some)
+
+
 class WhiteNoise(Noise):
     """Independent noise for every step, from streams. See ``Normals`` for ``seed``, ``shape`` and ``first``."""
 
@@ -376,8 +442,8 @@ class WhiteNoise(Noise):
     def initial(self) -> Tensor:
         return self.normals.single((-2, *self.path))         # no use is negative: no key is shared with ``normal``
 
-    def sequence(self, labels: Sequence[tuple[tuple[int, ...], int]]) -> Iterator[Tensor]:
-        """The draws of those labels (see ``names``), to be read only."""
+    def sequence(self, labels: Sequence[Name]) -> Draws:
+        """The draws of those names (see ``names``), to be read only."""
         return self.normals.sequence([((use, *self.path, *path), step) for (use, *path), step in labels] if self.path else labels)
 
 

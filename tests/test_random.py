@@ -224,9 +224,8 @@ def test_a_stream_is_entered_anywhere(key, start, skip):
 
 
 def test_labels_drawn_for_a_run_are_those_drawn_alone_and_none_is_drawn_beyond_it(monkeypatch):
-    drawn = []
-    windows = random._windows
-    monkeypatch.setattr(random, "_windows", lambda streams, *span: drawn.extend(streams) or windows(streams, *span))
+    drawn, words = [], random._engine.words
+    monkeypatch.setattr(random._engine, "words", lambda streams, *span: drawn.extend(streams) or words(streams, *span))
     labels = [((use,), k) for k in range(50) for use in (0, 1)]
     source = WhiteNoise(3, (2, 3)).at(5).within()
     got = [z.clone() for z in source.sequence(labels)]

@@ -12,9 +12,10 @@ once and kept. What a network's output means, and the scaling of an EDM network'
 * what a solver remembers stays as up to ``keep`` raw vectors or becomes one, whichever makes fewer terms in all;
 * a combination that contains an earlier input of the same step starts from it.
 
-Nothing in the loop reads a number from the device. That outputs are finite is seen on the CPU from their sums, at the call; where outputs
-are small, a later input that they went into vouches for several (y = a x + b out is not finite where out is not); elsewhere after the run.
-Whatever is not linear takes the readable path, ``sampling.iterate``; both draw the same noise.
+Nothing in the loop reads a number from the device. That outputs are finite is seen from their sums: on the CPU at the call, elsewhere after
+the run. Where they are so small that a sum costs as much as a step, a state vouches for all outputs that went into it (y = a x + b out is
+not finite where out is not), and a run that lost its way is made again, with a look at every call. Whatever is not linear takes the
+readable path, ``sampling.iterate``; both draw the same noise.
 """
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ from .solvers import Form, Solver
 from .solvers.tracing import Ask, Call, Define, Draw, Tape, Term, draw, tape
 
 KEPT = 1 << 16          # numbers in the time inputs that are kept for the next run, at most
-LOOK, SMALL = 8, 1 << 12        # calls between two looks, where outputs are small: a sum from cold caches costs as much as a step
+LOOK, SMALL = 64, 1 << 12       # calls between two looks at a state that vouches for small outputs
 SAME = 1e-14            # a relative difference that is the rounding of float64 coefficients
 
 
@@ -207,10 +208,17 @@ class Program:
         return (draw(source, ask) for ask in self.asks)                                      # type: ignore[arg-type]
 
     @functools.cached_property
-    def unseen(self) -> list[int] | None:
-        """For calls LOOK, 2 LOOK, ... and the end, how many outputs must be held on to that did not go into the input there, or into the
-        end; None where some output never does, or late. A register's bits are the calls whose outputs, not finite, would make it so."""
-        bits, unseen, counts = [0] * self.registers, 0, []
+    def looks(self) -> frozenset[int] | None:
+        """The calls before which a look at their input shows, with one at the end, whether every output was finite: each goes into one of
+        these states. None where some output does not."""
+        last = len(self.levels) - 1
+        some = frozenset(range(LOOK, last, LOOK))
+        return next((looks for looks in (some, some | {last}) if self._shown(looks)), None)
+
+    def _shown(self, looks: frozenset[int]) -> bool:
+        """Whether every output goes into the input of one of these calls or into the end. The bits of a register are the calls whose
+        outputs, not finite, make it so, whatever the network does with them."""
+        bits, hidden = [0] * self.registers, (1 << len(self.levels)) - 1
         for step in self.steps:
             for op in step.ops:
                 if isinstance(op, Sum):
@@ -218,16 +226,11 @@ class Program:
                 elif isinstance(op, Fill):
                     bits[op.dest] = 0
                 else:
-                    if op.call and op.call % LOOK == 0:
-                        unseen &= ~bits[op.source]
-                        counts.append(op.call + 1 - (unseen & -unseen).bit_length() if unseen else 0)
-                    unseen |= 1 << op.call
+                    hidden &= ~bits[op.source] if op.call in looks else -1
                     for dest in op.dests:
                         if dest is not None:
                             bits[dest] = 1 << op.call
-        if unseen & ~bits[self.steps[-1].state] or max(counts, default=0) > LOOK:
-            return None
-        return counts
+        return not hidden & ~bits[self.steps[-1].state]
 
     def where(self, call: int) -> str:
         """A call, in words."""
@@ -515,21 +518,44 @@ def run(p: Program, start: Tensor, watched: Watched, source: Noise | None, seen:
     ``first``: what the score answered to call 0, if it was asked already."""
     start = start.clone() if start.is_inference() and not torch.is_inference_mode_enabled() else start      # it has no version counter
     if type(watched.score) in (NetworkScore, FunctionScore):
-        times, kind = lent(p, watched.score, start)
-        call, look = caller(p, start, watched, times)
-        with context(watched.score, start.device):
-            try:
-                y = loop(p, start, watched, call, p.draws(source), seen)
-            except Exception:
-                look(None)                      # what was stumbled on may be an earlier output
-                raise
-        look(y)
-        if kind is not None:
-            give_back(p, times, kind)
+        y = _asked(p, start, watched, source, seen)
     else:
         y = loop(p, start, watched, _any_score(p, watched, first), p.draws(source), seen)
     finish(p, y, watched)
     return y, "coefficient table", 0.0
+
+
+def _asked(p: Program, start: Tensor, watched: Watched, source: Noise | None, seen: Seen | None) -> Tensor:
+    """The run of a network or a function."""
+    score = watched.score
+    repeats = not p.asks or type(source) in (WhiteNoise, BrownianPath)
+    trusting = repeats and start.is_cpu and start.numel() <= SMALL and p.looks is not None
+    with context(score, start.device):
+        times, kind = lent(p, score, start)
+        try:
+            y = loop(p, start, watched, caller(p, start, watched, times, trusting), p.draws(source), seen)
+            if trusting:
+                look(y, "the end")
+            if kind is not None:
+                give_back(p, times, kind)
+            return y
+        except _Lost as lost:
+            where = str(lost)
+        y = loop(p, start, watched, caller(p, start, watched, lent(p, score, start)[0]), p.draws(source))      # which names the call
+    if bool(torch.isfinite(y).all()):
+        raise NetworkError(f"{watched.name} returned NaN or inf before {where}, but not when the run was made again: it is no function of "
+                           "what it is given. Expected such a network; sample(..., table=False) looks at each of its calls.")
+    return y                                    # finite outputs, but not their combinations
+
+
+class _Lost(Exception):
+    """A state that is not finite, in words."""
+
+
+def look(x: Tensor, where: str) -> None:
+    """Raises _Lost where a state is not finite."""
+    if not math.isfinite(x.detach().sum().numpy()) and not bool(torch.isfinite(x).all()):
+        raise _Lost(where)
 
 
 def context(score: Any, device: torch.device) -> Any:
@@ -635,14 +661,11 @@ def give_back(p: Program, times: Times, kind: Any) -> None:
 
 
 Caller = Callable[[Evaluate, list[Any]], None]
-Look = Callable[[Tensor | None], None]
 
 
-def caller(p: Program, start: Tensor, watched: Watched, times: Times, whole: bool = True) -> tuple[Caller, Look]:
-    """One call of the program's network or function, with the checks that cost no waiting, its output put in its register; and a look at
-    the latest outputs, for which a state that was made of them may vouch. ``whole``: every call of the program is made here.
-
-    Whether outputs are finite is seen at once, or of small ones LOOK at a time."""
+def caller(p: Program, start: Tensor, watched: Watched, times: Times, trusting: bool = False) -> Caller:
+    """One call of the program's network or function, with the checks that cost no waiting, its output put in its register. ``trusting``:
+    whether outputs are finite is seen from the states of ``p.looks``."""
     score: Any = watched.score
     levels, shape, kind, device = p.levels, start.shape, start.dtype, start.device
     batch, axes, on_cpu, time = shape[0], tuple(range(start.ndim)), start.is_cpu, times.__getitem__
@@ -652,10 +675,9 @@ def caller(p: Program, start: Tensor, watched: Watched, times: Times, whole: boo
     else:
         ask, dtype, conditions, name = score.function, kind, {}, "score"
     plain = dtype is kind and not torch.is_inference_mode_enabled()
-    later = plain and whole and on_cpu and start.numel() <= SMALL and p.unseen is not None
-    remembers, own = p.remembers or later, False
+    looks = p.looks if trusting and p.looks is not None else frozenset()
+    remembers, own = p.remembers, False
     earlier: Any = None
-    unseen: list[tuple[int, Any]] = []          # the latest calls and their outputs
     watched.calls += len(levels)
     watched.rows += batch * len(levels)
     slots: Any = ()
@@ -664,19 +686,12 @@ def caller(p: Program, start: Tensor, watched: Watched, times: Times, whole: boo
         watched.later.append((name, sums))
         slots = sums.unbind()
 
-    def look(x: Tensor | None, keep: int = 0) -> None:
-        if x is None or not math.isfinite(x.detach().sum().numpy()):
-            for i, out in unseen:
-                if not bool(torch.isfinite(out).all()):
-                    raise watched.not_finite(name, out.detach(), p.where(i))
-        del unseen[:len(unseen) - keep]
-
     def call(op: Evaluate, held: list[Any]) -> None:
         nonlocal own, earlier
         (dest,), of, i = op
         x = held[of]
-        if later and i and not i % LOOK:
-            look(x, p.unseen[i // LOOK - 1])    # type: ignore[index]
+        if i in looks:
+            look(x, p.where(i))
         try:
             if plain:
                 version = x._version
@@ -686,11 +701,15 @@ def caller(p: Program, start: Tensor, watched: Watched, times: Times, whole: boo
                     out = score.checked(out, x, version, x, levels[i])
             else:
                 out = score.ask(x, time(i), conditions, dtype, levels[i])
-        except NetworkError as error:
-            raise NetworkError(f"{error} ({p.where(i)})") from None
+        except Exception as error:
+            if trusting:                        # what it stumbled on may be its own earlier output
+                look(x, p.where(i))
+            if isinstance(error, NetworkError):
+                raise NetworkError(f"{error} ({p.where(i)})") from None
+            raise
         if not on_cpu:
             torch.sum(out, axes, out=slots[i])
-        elif not later and not math.isfinite(out.detach().sum().numpy()) and not bool(torch.isfinite(out).all()):
+        elif not trusting and not math.isfinite(out.detach().sum().numpy()) and not bool(torch.isfinite(out).all()):
             raise watched.not_finite(name, out.detach(), p.where(i))
         if remembers and (own or i < 2):
             # A network that writes every output to one buffer would overwrite what is remembered: then each output is copied.
@@ -700,12 +719,10 @@ def caller(p: Program, start: Tensor, watched: Watched, times: Times, whole: boo
                 own, earlier = out.data_ptr() == earlier.data_ptr() != x.data_ptr() and out.numel() > 0, None
             if own:
                 out = out.clone()
-        if later:
-            unseen.append((i, out))
         if dest is not None:
             held[dest] = out
 
-    return call, look
+    return call
 
 
 def _any_score(p: Program, watched: Watched, first: Prediction | None) -> Caller:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import sdediff
-from sdediff import VPSDE, execution, from_network, from_score, guidance, training
+from sdediff import VPSDE, from_network, from_score, guidance, training
 
 SDE = VPSDE()
 X = torch.tensor([[0.5, -0.25], [1.0, 0.75], [-0.5, 0.125]])
@@ -15,14 +15,16 @@ AT = 3                                          # the call that goes wrong
 
 
 class Net:
-    """x/10, and ``fault(x)`` at one call."""
+    """x/10, and ``fault(x)`` at what one call is given."""
 
     def __init__(self, fault=None, at=AT):
-        self.fault, self.at, self.calls, self.__name__ = fault, at, 0, "net"
+        self.fault, self.at, self.calls, self.bad, self.__name__ = fault, at, 0, None, "net"
 
     def __call__(self, x, c, **conditions):
         self.calls += 1
-        return self.fault(x) if self.fault is not None and self.calls == self.at else 0.1 * x
+        if self.fault is not None and self.calls == self.at:
+            self.bad = x.detach().clone()
+        return self.fault(x) if self.bad is not None and torch.equal(x, self.bad) else 0.1 * x
 
 
 FAULTS = [
@@ -44,6 +46,7 @@ PATHS = {
     "adaptive": lambda net: sdediff.sample(SDE, from_network(net), shape=(3, 2), method="rk45", steps=2, seed=0),
     "scipy": lambda net: sdediff.sample(SDE, from_network(net), shape=(3, 2), method="scipy-rk45", steps=2, seed=0),
 }
+TRUSTED = {"table", "stochastic", "edm", "function", "chunks", "encode"}
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -53,8 +56,8 @@ def test_a_fault_is_named_at_the_call(path, fault, message):
     with pytest.raises(sdediff.NetworkError, match=message) as caught:
         PATHS[path](net)
     assert re.search(rf"call {AT}, step \d+, t=\d", str(caught.value))
-    together = execution.LOOK if "samples" in str(caught.value) else 0          # small outputs are looked at together for NaN and inf
-    assert AT <= net.calls <= AT + together
+    again = path in TRUSTED and "NaN" in str(caught.value)          # a state vouches for small outputs; a run that is lost is made again
+    assert net.calls > 2 * AT if again else net.calls == AT
     assert ("unction" if path == "function" else "net") in str(caught.value)
 
 

@@ -389,17 +389,16 @@ def test_wrong_processes_and_scores_are_refused():
     (lambda x: (x, x), "tuple"), (lambda x: x.to(torch.complex64), "complex64"), (lambda x: x.long(), "int64"), (lambda x: x.add_(1.0), "in place"),
     (lambda x: x * NAN, "NaN or inf"), (lambda x: torch.where(x == x[1, 0], INF, x), "1 of 2 samples, first sample 1")])
 def test_faults_of_the_network_are_named_at_the_call(fault, message):
-    calls = 0
+    given = []
 
     def net(x, c):
-        nonlocal calls
-        calls += 1
-        return fault(x) if calls == 3 else 0.1 * x
+        given.append(c)
+        return fault(x) if torch.equal(c, given[min(2, len(given) - 1)]) and len(given) > 2 else 0.1 * x
 
     with pytest.raises(sdediff.NetworkError, match=message) as caught:
         sample(SDE, from_network(net), shape=(2, 2), method="dpm++2m", steps=5, seed=0)
     assert re.search(r"net.*call 3, step 2, t=0\.\d+", str(caught.value))
-    assert calls == (5 if "NaN" in str(caught.value) else 3)           # whether small outputs are finite is seen later, at the end here
+    assert len(given) == (5 + 3 if "NaN" in str(caught.value) else 3)           # a run that lost its way is made again
 
 
 def test_a_nan_row_of_a_target_is_not_spread_to_its_neighbours():

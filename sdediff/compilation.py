@@ -226,7 +226,7 @@ def compiled(p: Program, start: Tensor, watched: Watched, source: Noise | None, 
     before = _seconds(blocks)
     steps = {k: functools.partial(block.run, conditions=conditions) for k, block in blocks.items()}
     with context(score, start.device):
-        y = loop(p, start, watched, caller(p, start, watched, times), p.draws(source), seen, steps)
+        y = loop(p, start, watched, caller(p, start, watched, times, score.dtype_of(start)), p.draws(source), seen, steps)
     finish(p, y, watched)
     warmup = _seconds(blocks) - before
     return y, f"coefficient table, {_described(blocks)}, {warmup:.1f} s of compilation in this run", warmup
@@ -258,7 +258,8 @@ class _Graph:
         def body() -> tuple[Tensor, Watched]:
             watched, draws = Watched(score), p.draws(source) if generator is not None else iter(self.noise)
             with context(score, start.device):
-                return loop(p, self.start, watched, caller(p, self.start, watched, times), draws, None, steps), watched
+                call = caller(p, self.start, watched, times, score.dtype_of(start))
+                return loop(p, self.start, watched, call, draws, None, steps), watched
 
         before = generator.get_state() if generator is not None else None
         side = torch.cuda.Stream(start.device)

@@ -250,8 +250,7 @@ def program(solver: Solver, sde: SDE, levels: Sequence[NoiseLevel], eta: Any, sc
         raise TypeError(f"{type(solver).__name__} chooses its network calls as it goes")
     network = type(score) is NetworkScore
     means: Any = (score.predicts, score.sigma_data) if network else gives or ("score",)      # type: ignore[attr-defined]
-    pure = type(source) in (WhiteNoise, BrownianPath)
-    folds = frozenset(name for name in ("increment", "area") if getattr(type(source), name) is getattr(Noise, name)) if pure else None
+    folds = _folds(type(source))                # type: ignore[arg-type]
     if kept is not None and (known := kept.get((means, network, folds))) is not None:
         return known
     traced = _traced if all(map(is_value, (solver, sde, eta))) else _traced.__wrapped__
@@ -264,6 +263,14 @@ def program(solver: Solver, sde: SDE, levels: Sequence[NoiseLevel], eta: Any, sc
     if kept is not None:
         kept[means, network, folds] = found
     return found
+
+
+@functools.cache
+def _folds(kind: type) -> frozenset[str] | None:
+    """Which draws of a source are made of others, as for any; None for a source that is not pure."""
+    if kind not in (WhiteNoise, BrownianPath):
+        return None
+    return frozenset(name for name in ("increment", "area") if getattr(kind, name) is getattr(Noise, name))
 
 
 class Plan(NamedTuple):
@@ -311,7 +318,7 @@ def is_value(v: Any) -> bool:
     if isinstance(v, tuple):
         return all(map(is_value, v))
     names = _fields(type(v))                                                                 # type: ignore[arg-type]
-    return names is not None and all(is_value(getattr(v, name)) for name in names)
+    return names is not None and (not names or all(is_value(getattr(v, name)) for name in names))
 
 
 @functools.cache
@@ -531,9 +538,10 @@ def _asked(p: Program, start: Tensor, watched: Watched, source: Noise | None, se
     repeats = not p.asks or type(source) in (WhiteNoise, BrownianPath)
     trusting = repeats and start.is_cpu and start.numel() <= SMALL and p.looks is not None
     with context(score, start.device):
-        times, kind = lent(p, score, start)
+        dtype = dtype_of(score, start)
+        times, kind = lent(p, score, start, dtype)
         try:
-            y = loop(p, start, watched, caller(p, start, watched, times, trusting), p.draws(source), seen)
+            y = loop(p, start, watched, caller(p, start, watched, times, dtype, trusting), p.draws(source), seen)
             if trusting:
                 look(y, "the end")
             if kind is not None:
@@ -541,7 +549,8 @@ def _asked(p: Program, start: Tensor, watched: Watched, source: Noise | None, se
             return y
         except _Lost as lost:
             where = str(lost)
-        y = loop(p, start, watched, caller(p, start, watched, lent(p, score, start)[0]), p.draws(source))      # which names the call
+        times, _ = lent(p, score, start, dtype)
+        y = loop(p, start, watched, caller(p, start, watched, times, dtype), p.draws(source))      # which names the call
     if bool(torch.isfinite(y).all()):
         raise NetworkError(f"{watched.name} returned NaN or inf before {where}, but not when the run was made again: it is no function of "
                            "what it is given. Expected such a network; sample(..., table=False) looks at each of its calls.")
@@ -636,12 +645,17 @@ class _Streamed(Sequence[Any]):
         return next(self.inputs)
 
 
-def lent(p: Program, score: Any, start: Tensor) -> tuple[Times, Any]:
+def dtype_of(score: Any, start: Tensor) -> torch.dtype:
+    """The dtype in which a network is asked, or a function."""
+    return score.dtype_of(start) if type(score) is NetworkScore else start.dtype
+
+
+def lent(p: Program, score: Any, start: Tensor, dtype: torch.dtype) -> tuple[Times, Any]:
     """The time inputs of a run. Few numbers, of a kind that has a name, are kept with the program, lent to one run at a time, and given
     back under the kind that comes with them."""
     if type(score) is FunctionScore:
         return p.times, None
-    batch, dtype, device = len(start), score.dtype_of(start), start.device
+    batch, device = len(start), start.device
     if isinstance(score.time_input, str) and batch * len(p.levels) <= KEPT:
         kind = score.time_input, dtype, device, batch
         times = p.inputs.pop(kind, None)
@@ -663,17 +677,17 @@ def give_back(p: Program, times: Times, kind: Any) -> None:
 Caller = Callable[[Evaluate, list[Any]], None]
 
 
-def caller(p: Program, start: Tensor, watched: Watched, times: Times, trusting: bool = False) -> Caller:
-    """One call of the program's network or function, with the checks that cost no waiting, its output put in its register. ``trusting``:
-    whether outputs are finite is seen from the states of ``p.looks``."""
+def caller(p: Program, start: Tensor, watched: Watched, times: Times, dtype: torch.dtype, trusting: bool = False) -> Caller:
+    """One call of the program's network or function, in ``dtype``, with the checks that cost no waiting, its output put in its register.
+    ``trusting``: whether outputs are finite is seen from the states of ``p.looks``."""
     score: Any = watched.score
     levels, shape, kind, device = p.levels, start.shape, start.dtype, start.device
     batch, axes, on_cpu, time = shape[0], tuple(range(start.ndim)), start.is_cpu, times.__getitem__
     if type(score) is NetworkScore:
-        ask, dtype, conditions = score.network, score.dtype_of(start), score.conditions_of(batch)
+        ask, conditions = score.network, score.conditions_of(batch)
         name = score.predicts if score.predicts != "edm" else "F"
     else:
-        ask, dtype, conditions, name = score.function, kind, {}, "score"
+        ask, conditions, name = score.function, {}, "score"
     plain = dtype is kind and not torch.is_inference_mode_enabled()
     looks = p.looks if trusting and p.looks is not None else frozenset()
     remembers, own = p.remembers, False

@@ -108,15 +108,18 @@ def fresh_seed() -> int:
     return int(torch.randint(0, 2**62, (), dtype=torch.int64))
 
 
-@contextlib.contextmanager
-def undone(seed: Any) -> Iterator[None]:
+def undone(seed: Any) -> contextlib.AbstractContextManager[None]:
     """A block that may take a fresh seed: where it raises, none was taken. With a ``seed`` of the caller's there is nothing to undo."""
-    before = torch.random.get_rng_state() if seed is None else None
+    return _undone() if seed is None else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _undone() -> Iterator[None]:
+    before = torch.random.get_rng_state()
     try:
         yield
     except BaseException:
-        if before is not None:
-            torch.random.set_rng_state(before)
+        torch.random.set_rng_state(before)
         raise
 
 
@@ -137,7 +140,7 @@ class _Engine(threading.local):
         generator, advance, draw = self.generator, self.generator.advance, self.generator.random_raw
         out = []
         for name, jumps in streams:
-            if name != key:
+            if name is not key and name != key:
                 digest = _digest(name)
                 generator.state = {"bit_generator": "PCG64DXSM", "has_uint32": 0, "uinteger": 0, "state": {
                     "state": int.from_bytes(digest[:16], "little"), "inc": int.from_bytes(digest[16:], "little") | 1}}
@@ -235,7 +238,8 @@ def _rows(streams: Sequence[Stream], start: int, count: int) -> Tensor:
         torch.mul(r, torch.cos(theta, out=cosine), out=z)
         if not half:
             torch.mul(r, theta.sin_(), out=y)
-    return out.view(len(streams), blocks * size)[:, begin:begin + count]
+    z = out.view(len(streams), blocks * size)
+    return z if count == blocks * size else z[:, begin:begin + count]
 
 
 def _tiles(streams: Sequence[Stream], start: int, count: int, tile: int, device: torch.device) -> Tensor:
@@ -326,7 +330,9 @@ class Normals:
         return self._shaped(z.unflatten(1, (labels, self.size)).transpose(0, 1), labels)
 
     def _shaped(self, z: Tensor, labels: int) -> Tensor:
-        return z.to(device=self.device, dtype=self.dtype).contiguous().view(labels, *self.shape)
+        if self.dtype is not torch.float32 or self.where is not self.device:
+            z = z.to(device=self.device, dtype=self.dtype)
+        return z.reshape(labels, *self.shape)
 
     def _stream(self, streams: Sequence[Stream], start: int, count: int, tile: int) -> Tensor:
         return _rows(streams, start, count) if self.where.type == "cpu" else _tiles(streams, start, count, tile, self.where)

@@ -26,7 +26,7 @@ from .random import BrownianPath, Noise, quadratic_variation
 from .ranks import Ranks
 from .recipes import Choice, Method, Run, chooses, chosen, methods
 from .recipes import method as as_method
-from .score import NetworkError, Prediction, Score, autocast_dtype, calls_at
+from .score import NetworkError, NetworkScore, Prediction, Score, autocast_dtype, calls_at
 from .sde import A_PROCESS, SDE, NoiseLevel, transition
 from .solvers import Form, Observing, Solver, State
 
@@ -91,7 +91,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     ``sample`` does: TypeError or ValueError on wrong arguments, before the first network call."""
     contracts.flags(progress=progress, record=record, table=table, compile=compile)
     recipe, times, levels, programs = _course(sde, score, method, options, steps, nfe, grid, t_start, t_end)
-    recipe, eq, watched = prepared(sde, score, recipe, conditions, {}, autocast)
+    eq, watched = equation(sde, score, recipe, conditions, autocast)
     if device is not None:
         device = contracts.device("device", device)
     if dtype is not None:
@@ -132,7 +132,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     watched.batch = size[0]
     with random.undone(seed), _bar(progress, recipe.name, len(levels)) as bar:
         source, used = _noise(noise, seed, size, inner, device, eq, levels, first) if draws else (None, None)
-        x = sde.prior_std(levels[0]) * source.initial() if start is None else start.to(inner)  # type: ignore[union-attr]
+        x = sde.prior_std(levels[0]) * source.initial() if start is None else start if inner is dtype else start.to(inner)  # type: ignore[union-attr]
         x, path, warmup, diagnostics = _solve(recipe.solver, eq, watched, x, levels, source, table, compile, bar, keep, programs)
     x = guards.cast(x, dtype)
     if x_init is not None and x.data_ptr() == x_init.data_ptr():
@@ -158,7 +158,7 @@ def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: 
 
     answers: list[Prediction] = []
     watching = seen if keep is not None or bar is not None else None
-    with torch.no_grad():
+    with torch.no_grad() if torch.is_grad_enabled() else contextlib.nullcontext():
         plan = execution.plan(solver, eq, levels, watched, x, source, programs) if table else execution.Plan(None, "table=False")
         if compile:
             if plan.program is None:
@@ -432,6 +432,13 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
     contracts.instance("sde", sde, SDE, A_PROCESS)
     contracts.scored("score", score)
     recipe = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid, up), **options)
+    return recipe, *equation(sde, score, recipe, conditions, autocast)
+
+
+def equation(sde: SDE, score: Score, recipe: Method, conditions: Mapping[str, Any] | None,
+             autocast: torch.dtype | None = None) -> tuple[ReverseSDE, Watched]:
+    """The equation of a run, and its watched score, checked. ValueError or TypeError on what does not fit together."""
+    contracts.scored("score", score)
     if getattr(score, "time_input", None) == "index" and not sde.knots:
         raise ValueError(f"time_input='index' with {type(sde).__name__}: a timestep index belongs to a discrete chain; expected a process "
                          "made by VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another time_input.")
@@ -449,7 +456,7 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
         raise ValueError(f"method={recipe.name!r}: it does not read the measurement that this score carries; expected one of "
                          f"{', '.join(methods(observing=True))}, or a guidance such as sdediff.inverse.tweedie(score, operator, std).")
     recipe.solver.accepts(eq)
-    return recipe, eq, watched
+    return eq, watched
 
 
 def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid: Any, t_start: float | None,
@@ -526,6 +533,8 @@ def _coursed(sde: SDE, method: str | Method, score: Any, /, *span: Any, **option
 
 def says_more(score: Any) -> bool:
     """Whether a score's calls are not simply its evaluations, or depend on what it observes."""
+    if type(score) is NetworkScore:
+        return False
     return hasattr(score, "calls_at") or getattr(score, "observation", None) is not None
 
 

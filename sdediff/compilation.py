@@ -1,8 +1,8 @@
 r"""A program compiled together with its network.
 
 Runs of steps of equal structure are cut into blocks, each one function of (live vectors, coefficients, times, draws, conditions) under
-torch.compile; blocks of one shape share it, whatever their numbers. On CUDA a whole run is one graph, replayed. The first step of all is
-not compiled: it runs with every check of ``execution``.
+torch.compile; blocks of one shape share it, whatever their numbers. A run of few steps is one block. On CUDA a whole run is one graph,
+replayed. Before a function is compiled the network is asked once with every check of ``execution``.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .execution import Evaluate, Program, Ran, Seen, Sum, Watched, caller, context, finish, loop
+from .execution import Evaluate, Lost, Program, Ran, Seen, Sum, Watched, caller, context, finish, look, loop, retraced, trusted
 from .random import Draws, GeneratorNoise, Noise
 from .score import NetworkScore
 
@@ -90,6 +90,8 @@ class Block:
         *out, sums = self.compiled(live, self.weights, self.times, drawn, conditions)
         for register, value in zip(self.outputs, out):
             held[register] = value
+        if sums is None:
+            return self.first + self.length
         if sums.device.type != "cpu":
             watched.later.append(("output", sums))
         elif not math.isfinite(sums.numpy().sum()):
@@ -133,8 +135,9 @@ class _Callable(torch.nn.Module):
 
 @functools.lru_cache(maxsize=32)        # keeps as many networks alive
 def _block(network: Any, name: str, shape: Any, cast: torch.dtype, dtype: torch.dtype, conditions: tuple[str, ...],
-           device: torch.device, *fixed: Any) -> _Compiled:
-    """The function of a block. ``fixed``: what else it was compiled for (shape, autocast, conditions)."""
+           device: torch.device, summed: bool, *fixed: Any) -> _Compiled:
+    """The function of a block; with ``summed`` it sums every output, to show whether it is finite. ``fixed``: what else it was compiled
+    for (shape, autocast, conditions)."""
     lines, outputs = shape
     graph = torch.fx.Graph()
     values: dict[int, Any] = {n: graph.placeholder(f"v{n}") for kind, n, *_ in lines if kind == "input"}
@@ -145,7 +148,7 @@ def _block(network: Any, name: str, shape: Any, cast: torch.dtype, dtype: torch.
         values |= {n: graph.call_function(operator.getitem, (draws, k)) for k, n in enumerate(drawn)}
     given: dict[str, Any] = {key: graph.placeholder(f"given_{key}") for key in conditions}
     sums: list[Any] = []
-    used = 0
+    used = called = 0
 
     def weight() -> Any:
         nonlocal used
@@ -162,10 +165,12 @@ def _block(network: Any, name: str, shape: Any, cast: torch.dtype, dtype: torch.
         elif line[0] == "call":
             _, of, dest = line
             x = values[of] if cast == dtype else graph.call_method("to", (values[of], cast))
-            out = graph.call_module("network", (x, graph.call_function(operator.getitem, (times, len(sums)))), given)
+            out = graph.call_module("network", (x, graph.call_function(operator.getitem, (times, called))), given)
             values[dest] = graph.call_method("to", (out, dtype))
-            sums.append(graph.call_method("sum", (values[dest],)))
-    total = graph.call_function(torch.stack, (sums,)) if sums else graph.call_function(torch.zeros, (0,))
+            called += 1
+            if summed:
+                sums.append(graph.call_method("sum", (values[dest],)))
+    total = None if not summed else graph.call_function(torch.stack, (sums,)) if sums else graph.call_function(torch.zeros, (0,))
     graph.output((*(values[n] for n in outputs), total))
     root = torch.nn.Module()
     root.network = network if isinstance(network, torch.nn.Module) else _Callable(network)
@@ -173,43 +178,49 @@ def _block(network: Any, name: str, shape: Any, cast: torch.dtype, dtype: torch.
     return _Compiled(name, torch.compile(torch.fx.GraphModule(root, graph).forward, fullgraph=True, dynamic=False, options=options))
 
 
-def _blocks(p: Program, start: Tensor, score: NetworkScore, one_by_one: bool) -> tuple[dict[int, Block], list[Tensor]]:
-    """Runs of steps of equal structure cut into compiled blocks, by their first step, and the time inputs of all calls; kept where the time
-    input is known by name. The first step of all is never in a block: it runs with every check."""
+def _blocks(p: Program, start: Tensor, score: NetworkScore, one_by_one: bool, summed: bool = True) -> tuple[dict[int, Block], list[Tensor]]:
+    """Runs of steps of equal structure, or a whole run of few steps, cut into compiled blocks, by their first step, and the time inputs of
+    all calls; kept where the time input is known by name."""
     conditions = score.conditions_of(len(start))
     kinds = tuple((k, type(v), getattr(v, "shape", None)) for k, v in conditions.items())
     kept = _bound if isinstance(score.time_input, str) else _bound.__wrapped__
     return kept(p, score.network, score.time_input, score.dtype_of(start), tuple(start.shape), start.dtype, start.device, score.autocast,
-                kinds, one_by_one)
+                kinds, one_by_one, summed)
 
 
 @functools.lru_cache(maxsize=32)        # keeps as many networks alive
 def _bound(p: Program, network: Any, time_input: Any, cast: torch.dtype, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device,
-           autocast: torch.dtype | None, kinds: tuple[Any, ...], one_by_one: bool) -> tuple[dict[int, Block], list[Tensor]]:
+           autocast: torch.dtype | None, kinds: tuple[Any, ...], one_by_one: bool, summed: bool) -> tuple[dict[int, Block], list[Tensor]]:
     score = NetworkScore(network, "eps", time_input)
     times = list(score.times(p.levels, shape[0], cast, device))
     if len({c.dtype for c in times}) > 1:
         raise ValueError("compile=True: the time inputs are partly integers, partly fractions; expected a grid of knots, or compile=False.")
     layers = sum(not list(m.children()) for m in network.modules()) if isinstance(network, torch.nn.Module) else LAYERS // 4
     most = 1 if one_by_one else max(1, min(UNROLLED, LAYERS // max(1, layers)))
-    shapes = [Block(p, k, 1).shape for k in range(len(p.steps))]
+    names = tuple(name for name, *_ in kinds)
     found: dict[int, Block] = {}
-    first = 1
-    while first < len(shapes):
-        last = first
-        while last < len(shapes) and shapes[last] == shapes[first]:
-            last += 1
-        n = last - first
+    for first, length in _cut(p, most):
+        block = found[first] = Block(p, first, length)
+        function = _block(network, score.name, block.shape, cast, dtype, names, device, summed, shape, autocast, kinds)
+        block.bind(function, times, dtype, device)
+    return found, times
+
+
+def _cut(p: Program, most: int) -> list[tuple[int, int]]:
+    """Blocks of at most so many steps, (first, length): the whole run, if it is no longer, or runs of steps of equal structure, cut into
+    blocks of equal shape. A step alone is no block."""
+    if most > 1 and len(p.steps) <= most:
+        return [(0, len(p.steps))]
+    shapes = [Block(p, k, 1).shape for k in range(len(p.steps))]
+    cut, first = [], 0
+    for _, run in itertools.groupby(shapes):
+        n = len(list(run))
         length = min(range(min(n, most), min(n, most) // 2, -1), key=lambda length: n % length)
         whole = Block(p, first, length).shape
-        for k in range(first, last - length + 1, length) if n > 1 or most == 1 else ():
-            block = Block(p, k, length)
-            if block.shape == whole:
-                names = tuple(name for name, *_ in kinds)
-                block.bind(_block(network, score.name, whole, cast, dtype, names, device, shape, autocast, kinds), times, dtype, device)
-                found[k] = block
-        first = last
-    return found, times
+        cut += [(k, length) for k in range(first, first + n - length + 1, length)
+                if (n > 1 or most == 1) and Block(p, k, length).shape == whole]
+        first += n
+    return cut
 
 
 def compiled(p: Program, start: Tensor, watched: Watched, source: Noise | None, seen: Seen | None = None) -> Ran:
@@ -222,14 +233,27 @@ def compiled(p: Program, start: Tensor, watched: Watched, source: Noise | None, 
         mine = type(source) is GeneratorNoise and source.generator.device.type != "cuda"
         if not mine and len(p.asks) * start.nbytes <= torch.cuda.mem_get_info(start.device)[0] // 4:
             return _graphed(p, start, watched, source)
-    (blocks, times), conditions = _blocks(p, start, score, seen is not None), score.conditions_of(len(start))
-    before = _seconds(blocks)
+    trusting = seen is None and trusted(p, start, source) and p.shown_at_its_end
+    (blocks, times), conditions = _blocks(p, start, score, seen is not None, not trusting), score.conditions_of(len(start))
+    before, dtype = _seconds(blocks), score.dtype_of(start)
     steps = {k: functools.partial(block.run, conditions=conditions) for k, block in blocks.items()}
     with context(score, start.device):
-        y = loop(p, start, watched, caller(p, start, watched, times, score.dtype_of(start)), p.draws(source), seen, steps)
+        if not all(block.compiled.ready for block in blocks.values()):
+            _check(p, start, score, times)
+        y = loop(p, start, watched, caller(p, start, watched, times, dtype), p.draws(source), seen, steps)
+    if trusting:
+        try:
+            look(y, "the end")
+        except Lost as lost:
+            y = retraced(p, start, watched, source, lost)
     finish(p, y, watched)
     warmup = _seconds(blocks) - before
     return y, f"coefficient table, {_described(blocks)}, {warmup:.1f} s of compilation in this run", warmup
+
+
+def _check(p: Program, start: Tensor, score: NetworkScore, times: list[Tensor]) -> None:
+    """One call of the network with every check, which a compiled function does not make."""
+    caller(p, start, Watched(score), times, score.dtype_of(start))(Evaluate((None,), 0, 0), [start])
 
 
 def _seconds(blocks: Mapping[int, Block]) -> float:
@@ -261,6 +285,8 @@ class _Graph:
                 call = caller(p, self.start, watched, times, score.dtype_of(start))
                 return loop(p, self.start, watched, call, draws, None, steps), watched
 
+        with context(score, start.device):
+            _check(p, self.start, score, times)
         before = generator.get_state() if generator is not None else None
         side = torch.cuda.Stream(start.device)
         side.wait_stream(torch.cuda.current_stream(start.device))

@@ -174,9 +174,9 @@ def rms(name: str, x: Any, rank: int = 1) -> float:
     floating(name, x)
     if x.ndim < rank:
         raise ValueError(f"{name}.shape={tuple(x.shape)}: expected a leading batch axis, (B, ...); {name}[None] adds one.")
-    norm = torch.linalg.vector_norm(x.detach()).item()
+    norm = torch.linalg.vector_norm(x).item()
     if not norm or not math.isfinite(norm):     # it may have overflowed, or nothing is left of it; in float64 it costs twice as much
-        norm = torch.linalg.vector_norm(x.detach(), dtype=torch.float64).item()
+        norm = torch.linalg.vector_norm(x, dtype=torch.float64).item()
     if not math.isfinite(norm) and not bool(torch.isfinite(x).all()):
         raise ValueError(f"{name} holds NaN or inf in {int((~torch.isfinite(x)).sum())} of {x.numel()} entries; "
                          "expected finite values.")

@@ -215,6 +215,11 @@ class Program:
         some = frozenset(range(LOOK, last, LOOK))
         return next((looks for looks in (some, some | {last}) if self._shown(looks)), None)
 
+    @functools.cached_property
+    def shown_at_its_end(self) -> bool:
+        """Whether every output goes into the end."""
+        return self._shown(frozenset())
+
     def _shown(self, looks: frozenset[int]) -> bool:
         """Whether every output goes into the input of one of these calls or into the end. The bits of a register are the calls whose
         outputs, not finite, make it so, whatever the network does with them."""
@@ -534,37 +539,46 @@ def run(p: Program, start: Tensor, watched: Watched, source: Noise | None, seen:
 
 def _asked(p: Program, start: Tensor, watched: Watched, source: Noise | None, seen: Seen | None) -> Tensor:
     """The run of a network or a function."""
-    score = watched.score
-    repeats = not p.asks or type(source) in (WhiteNoise, BrownianPath)
-    trusting = repeats and start.is_cpu and start.numel() <= SMALL and p.looks is not None
+    score, dtype = watched.score, dtype_of(watched.score, start)
+    trusting = trusted(p, start, source) and p.looks is not None
     with context(score, start.device):
-        dtype = dtype_of(score, start)
         times, kind = lent(p, score, start, dtype)
         try:
             y = loop(p, start, watched, caller(p, start, watched, times, dtype, trusting), p.draws(source), seen)
             if trusting:
                 look(y, "the end")
-            if kind is not None:
-                give_back(p, times, kind)
-            return y
-        except _Lost as lost:
-            where = str(lost)
-        times, _ = lent(p, score, start, dtype)
-        y = loop(p, start, watched, caller(p, start, watched, times, dtype), p.draws(source))      # which names the call
+        except Lost as lost:
+            return retraced(p, start, watched, source, lost)
+    if kind is not None:
+        give_back(p, times, kind)
+    return y
+
+
+def trusted(p: Program, start: Tensor, source: Noise | None) -> bool:
+    """Whether it is worth while not to look at every output, and the run can be made again."""
+    return start.is_cpu and start.numel() <= SMALL and (not p.asks or type(source) in (WhiteNoise, BrownianPath))
+
+
+def retraced(p: Program, start: Tensor, watched: Watched, source: Noise | None, lost: Lost) -> Tensor:
+    """The end of a run that lost its way, made again with a look at every output: NetworkError names the first that is not finite."""
+    dtype = dtype_of(watched.score, start)
+    with context(watched.score, start.device):
+        times, _ = lent(p, watched.score, start, dtype)
+        y = loop(p, start, watched, caller(p, start, watched, times, dtype), p.draws(source))
     if bool(torch.isfinite(y).all()):
-        raise NetworkError(f"{watched.name} returned NaN or inf before {where}, but not when the run was made again: it is no function of "
+        raise NetworkError(f"{watched.name} returned NaN or inf before {lost}, but not when the run was made again: it is no function of "
                            "what it is given. Expected such a network; sample(..., table=False) looks at each of its calls.")
     return y                                    # finite outputs, but not their combinations
 
 
-class _Lost(Exception):
+class Lost(Exception):
     """A state that is not finite, in words."""
 
 
 def look(x: Tensor, where: str) -> None:
-    """Raises _Lost where a state is not finite."""
-    if not math.isfinite(x.detach().sum().numpy()) and not bool(torch.isfinite(x).all()):
-        raise _Lost(where)
+    """Raises Lost where a state is not finite."""
+    if not math.isfinite((x.detach() if x.requires_grad else x).sum().numpy()) and not bool(torch.isfinite(x).all()):
+        raise Lost(where)
 
 
 def context(score: Any, device: torch.device) -> Any:
@@ -619,7 +633,7 @@ def loop(p: Program, start: Tensor, watched: Watched, call: Caller, draws: Itera
         if seen is not None:
             watched.step = k
             seen(k, lambda y=held[state], scale=scale: y if scale == 1 else y / scale)       # type: ignore[misc]
-    y = held[state].detach()
+    y = held[state].detach() if held[state].requires_grad else held[state]
     return y if scale == 1 else y / scale
 
 

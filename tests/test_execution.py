@@ -458,7 +458,7 @@ def test_compiled_runs_agree_and_are_kept():
     for seed in (0, 1):
         info = sample_info(VPSDE(), score, compile=True, seed=seed, **call)
         plain = sample_info(VPSDE(), score, seed=seed, **call)
-        assert "4 steps compiled in blocks of up to 4" in info.explain and (info.warmup > 0) == (seed == 0)
+        assert "6 steps compiled in blocks of up to 6" in info.explain and (info.warmup > 0) == (seed == 0)
         assert torch.allclose(info.x, plain.x, rtol=1e-3, atol=1e-4) and info.nfe == plain.nfe == 6
 
     def stubborn(x, c):
@@ -467,6 +467,30 @@ def test_compiled_runs_agree_and_are_kept():
 
     with pytest.raises(RuntimeError, match=r"compile=True.*stubborn.*compile=False"):
         sample(VPSDE(), from_network(stubborn), shape=(2, 2), method="dpm++2m", steps=4, seed=0, compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name, compiled", [("ddpm", 70), ("dpm++2m", 68), ("heun", 70)])
+def test_a_long_run_is_compiled_in_blocks(name, compiled):
+    score, call = from_network(Small()), {"shape": (4, 2), "method": name, "steps": 70, "seed": 0, "dtype": torch.float32}
+    info = sample_info(VPSDE(), score, compile=True, **call)
+    assert f"{compiled} steps compiled in blocks of up to 3" in info.explain
+    assert torch.allclose(info.x, sample(VPSDE(), score, **call), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("rows", [4, 5000], ids=["vouched for", "summed"])
+def test_faults_of_a_compiled_network_are_named(rows):
+    call = {"shape": (rows, 2), "method": "ddim", "steps": 6, "seed": 0, "compile": True}
+    levels = VPSDE().levels(sample_info(VPSDE(), from_network(net), shape=(1, 2), method="ddim", steps=6, seed=0).times)
+    with pytest.raises(NetworkError, match=rf"NaN or inf \(.*call 4, step 3, t={levels[3].t:.6g}"):
+        sample(VPSDE(), from_network(lambda x, c: torch.where((c < levels[2].t - 1e-4)[:, None], math.nan, 0.1 * x)), **call)
+    with pytest.raises(NetworkError, match=r"shape .*call 1, step 0"):
+        sample(VPSDE(), from_network(lambda x, c: x[:, :1]), **call)
+    with pytest.raises(NetworkError, match=r"in place.*call 1, step 0"):
+        sample(VPSDE(), from_network(lambda x, c: x.mul_(0.1)), **call)
 
 
 def test_what_cannot_be_compiled_is_refused():

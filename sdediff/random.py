@@ -133,6 +133,7 @@ class _Engine(threading.local):
             self.room = torch.empty(4, WINDOW * BLOCK, dtype=torch.float32, device="cpu")
             self.least, self.turn = (torch.tensor(c, dtype=torch.float32, device="cpu") for c in (2.0**-66, TURN))
         self.views: dict[tuple[int, int], tuple[Tensor, Tensor, _Window]] = {}         # of the room, for the latest shapes
+        self.narrow: dict[int, tuple[Tensor, ...]] = {}     # the same, for so many heads
 
     def words(self, streams: Sequence[Stream], first: int, count: int) -> list[np.ndarray]:
         """The words ``first`` .. ``first + count`` of every stream."""
@@ -177,11 +178,15 @@ class _Engine(threading.local):
     def heads(self, streams: Sequence[Stream], first: int) -> Tensor:
         """The first NARROW normals of the block at word ``first`` of every stream: (streams, NARROW), in storage of their own."""
         n = len(streams)
-        whole = -(-n * NARROW // BLOCK) * BLOCK             # what is left of the last block of numbers is garbage
-        u, turn, r = (row[:whole] for row in self.room[:3])
-        halves = _halves(self.words(streams, first, BLOCK)).view(n, 2, BLOCK)[:, :, :NARROW]
-        for k, row in enumerate((u, turn)):
-            row[:n * NARROW].view(n, NARROW).copy_(halves[:, k])
+        if n not in self.narrow:
+            if len(self.narrow) > 32:
+                self.narrow.clear()
+            with torch.inference_mode(False):
+                whole = -(-n * NARROW // BLOCK) * BLOCK     # what is left of the last block of numbers is garbage
+                halves = self.room[:2, :n * NARROW].view(2, n, NARROW).transpose(0, 1)
+                self.narrow[n] = halves, *(self.room[k, :whole] for k in range(3))
+        halves, u, turn, r = self.narrow[n]
+        halves.copy_(_halves(self.words(streams, first, BLOCK)).view(n, 2, BLOCK)[:, :, :NARROW])
         return torch.mul(self.radius(u, r), turn.mul_(self.turn).cos_())[:n * NARROW].view(n, NARROW)
 
 

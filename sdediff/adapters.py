@@ -619,7 +619,7 @@ def _walk(p: execution.Program, x: Tensor, source: random.Noise | None) -> Gener
     """Along a program, suspended at every network call: it yields what the network is given and is sent that, or what took its place, with
     the output. It returns the state at the end."""
     held: list[Any] = [x] + [None] * (p.registers - 1)
-    draws = p.draws(source)
+    draws = iter(p.draws(source))
     for step in p.steps:
         for op in step.ops:
             if isinstance(op, execution.Sum):

@@ -12,7 +12,7 @@ import itertools
 import math
 import operator
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class Block:
         self.weights = torch.tensor(self.coefficients, dtype=dtype, device=device)
         self.times = torch.stack([times[i] for i in self.calls]) if self.calls else torch.zeros(0, device=device)
 
-    def run(self, held: list[Any], watched: Watched, draws: Iterator[Tensor], conditions: Mapping[str, Any]) -> int:
+    def run(self, held: list[Any], watched: Watched, draws: Iterable[Tensor], conditions: Mapping[str, Any]) -> int:
         """Does the steps, and returns the number of the step after them."""
         live: list[Tensor] = [held[r] for r in self.inputs]
         drawn: tuple[Tensor, ...] = ()

@@ -24,7 +24,7 @@ import dataclasses
 import functools
 import math
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -201,7 +201,7 @@ class Program:
         white = names()
         return [draw(white, ask) for ask in self.asks]
 
-    def draws(self, source: Noise | None) -> Iterator[Tensor]:
+    def draws(self, source: Noise | None) -> Iterable[Tensor]:
         """What the source answers, in order. The tensors are to be read only."""
         if type(source) is WhiteNoise:
             return source.sequence(self.labels)
@@ -595,13 +595,13 @@ def finish(p: Program, y: Tensor, watched: Watched) -> None:
             raise watched.not_finite(name, None, p.where(bad[0]))
 
 
-def loop(p: Program, start: Tensor, watched: Watched, call: Caller, draws: Iterator[Tensor], seen: Seen | None = None,
+def loop(p: Program, start: Tensor, watched: Watched, call: Caller, draws: Iterable[Tensor], seen: Seen | None = None,
            blocks: Mapping[int, Callable[..., int]] | None = None) -> Tensor:
     """The loop: combination, network, combination. ``blocks``: compiled steps, by the first of them."""
     add, mul = torch.add, torch.mul
     leads = _numbers(p, start.dtype)
     held: list[Any] = [None] * p.registers
-    held[0], k, last = start, 0, len(p.steps)
+    held[0], k, last, drawn = start, 0, len(p.steps), iter(draws)
     if seen is not None:
         seen(0, lambda: start)
     while k < last:
@@ -627,7 +627,7 @@ def loop(p: Program, start: Tensor, watched: Watched, call: Caller, draws: Itera
                 elif kind is Evaluate:
                     call(op, held)              # type: ignore[arg-type]
                 else:
-                    held[op.dest] = next(draws)     # type: ignore[union-attr]
+                    held[op.dest] = next(drawn)     # type: ignore[union-attr]
         for dead in frees:
             held[dead] = None
         if seen is not None:

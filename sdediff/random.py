@@ -389,38 +389,32 @@ class Normals:
         return block, -(-(self.first + self.count) // BLOCK) - block if self.count else 0
 
 
-class Draws(Iterator[Tensor]):
+class Draws(Iterable[Tensor]):
     """Draws in turn, one by one or several in one tensor, of which ``most`` are made at once by ``several``."""
 
     def __init__(self, several: Callable[[Sequence[Name]], Tensor], names: Sequence[Name], most: int) -> None:
         self.several, self.names, self.most = several, names, most
-        self.made, self.rows, self.at = torch.empty(0), tuple[Tensor, ...](), 0
+        self.made, self.at = torch.empty(0), 0
 
-    def __next__(self) -> Tensor:
-        if not self.rows:
+    def __iter__(self) -> Iterator[Tensor]:
+        while self.at < len(self.made) or self.names:
             if self.at == len(self.made):
                 self._make()
-            if not self.at:                     # where the rest is taken as it is
-                self.at = 1
-                return self.made[0]
-            self.rows = self.made.unbind()
-        z = self.rows[self.at]
-        self.at += 1
-        if self.at == len(self.rows):
-            self.rows = ()
-        return z
+            rows = self.made.unbind()
+            while self.at < len(rows):
+                self.at += 1
+                yield rows[self.at - 1]
+            del rows
 
     def take(self, n: int) -> Tensor:
         """The next n, (n, B, *D)."""
         if self.at == len(self.made):
             self._make()
-        some, self.rows = self.made[self.at:self.at + n], ()
+        some = self.made[self.at:self.at + n]
         self.at += len(some)
         return some if len(some) == n else torch.cat([some, self.take(n - len(some))])
 
     def _make(self) -> None:
-        if not self.names:
-            raise StopIteration
         some, self.names, self.at = self.names[:self.most], self.names[self.most:], 0
         del self.made                           # before as much is made again
         self.made = self.several(some)

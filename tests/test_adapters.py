@@ -82,7 +82,8 @@ def test_the_chain_is_the_scheduler_s(unet, config):
     theirs = scheduler("DDPM", **config)
     sde, score, _ = from_diffusers(unet, theirs)
     levels = sde.levels(range(1, len(theirs.betas) + 1))
-    assert np.allclose(sde.betas, theirs.betas.double(), rtol=1e-3 if "rescale_betas_zero_snr" in config else 1e-5, atol=0)
+    # zero-snr: theirs are 1 - a ratio of products in float32, each of about 1, so that some units of 2^-24 are lost whatever beta is
+    assert np.allclose(sde.betas, theirs.betas.double(), rtol=1e-5, atol=2.0**-21 if "rescale_betas_zero_snr" in config else 0)
     assert np.allclose([m.alpha**2 for m in levels], theirs.alphas_cumprod.double(), atol=1e-6)
     assert (levels[-1].alpha == 0) == ("rescale_betas_zero_snr" in config)
     assert score.predicts == "x0"               # clip_sample is DDPM's default

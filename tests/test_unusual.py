@@ -49,10 +49,11 @@ def test_layouts_are_one_and_the_same_state(name):
     run = lambda x: sample(SDE, SCORE, x_init=x, method=name, steps=3, seed=0, **QUICK.get(name, {}))
     x = random.WhiteNoise(1, (2, 3, 4, 4)).normal()
     want = run(x.clone())
+    close = getattr(method(name).solver, "rtol", 1e-6)      # a step that rounding makes an adaptive method take or refuse
     for same in (x.transpose(1, 3).contiguous().transpose(1, 3), x.to(memory_format=torch.channels_last), x.clone().requires_grad_(),
                  torch.stack([x, x], -1)[..., 0], x.flip(0).flip(0)):
         out = run(same)
-        assert torch.equal(out, want) or (out - want).abs().max() < 1e-6 * want.abs().max(), same.stride()
+        assert torch.equal(out, want) or (out - want).abs().max() < close * want.abs().max(), same.stride()
         assert not out.requires_grad
     row = x[:1, :1].contiguous()
     assert torch.allclose(run(row.expand(2, 3, 4, 4)), run(row.repeat(2, 3, 1, 1)), rtol=1e-6)

@@ -23,7 +23,7 @@ MADE = frozenset((
     "sdediff.NumericalWarning", "sdediff.SampleInfo", "sdediff.Path", "sdediff.LogProb", "sdediff.Bound", "sdediff.NoiseLevel",
     "sdediff.NetworkError", "sdediff.StepBudgetError", "latent.RoundTrip", "likelihood.Divergence", "likelihood.LogProb",
     "likelihood.Bound", "metrics.Estimate", "metrics.Moments", "metrics.ChiSquare", "analysis.Total", "analysis.GaussianError",
-    "analysis.Ranked", "guidance.Guided", "guidance.Extrapolated", "guidance.ClassifierGuided", "guidance.Tempered",
+    "analysis.Ranked", "random.Draws", "guidance.Guided", "guidance.Extrapolated", "guidance.ClassifierGuided", "guidance.Tempered",
     "inverse.Observation", "inverse.Observed", "inverse.Posterior", "targets.ClassScore", "solvers.Table", "solvers.Form",
     "solvers.State", "solvers.TorchSDEForm", "solvers.StepBudgetError", "solvers.NonStationary", "solvers.EmbeddedPair",
     "solvers.RungeKutta", "solvers.SingleStep", "training.Checkpoint", "training.Trained", "data.Dataset", "plots.Panel", "plots.Track",

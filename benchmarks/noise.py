@@ -4,8 +4,9 @@
 
 float32, one thread. A run asks for the noise of its steps one after the other, at equal steps in time from 1 down to 0.02, with a source
 and a seed of its own. All contenders take a step in turn, ``torch.randn`` first, so that a slow moment of the machine meets all of them;
-a number is the median over the rounds of a run's time over that of ``torch.randn`` in the same run. On the CPU that is processor time,
-in which waiting for other processes does not count; on a GPU the device is waited for before and after a step.
+a number is the median over the rounds of a run's time over that of ``torch.randn`` in the same run. Other libraries' sources take turns of
+their own with it: a step of theirs, of milliseconds, leaves nothing of the others in the caches. On the CPU that is processor time, in
+which waiting for other processes does not count; on a GPU the device is waited for before and after a step.
 
     white            WhiteNoise, the default: a pure function of (seed, sample, label)
     white, start     its draw for the start of a run
@@ -40,10 +41,15 @@ class Level(NamedTuple):
     t: float
 
 
-def contenders(shape: tuple[int, ...], device: str, levels: list[Level], peers: bool) -> Iterator[tuple[str, Callable[[int], Draw]]]:
-    """Name, and what makes a run's draw(step) from its seed."""
-    white = lambda seed: WhiteNoise(seed, shape, device=device)
+Contenders = Iterator[tuple[str, Callable[[int], Draw]]]        # a name, and what makes a run's draw(step) from its seed
+
+
+def plain(shape: tuple[int, ...], device: str) -> Contenders:
     yield "torch.randn", lambda seed: lambda k: torch.randn(shape, device=device)
+
+
+def ours(shape: tuple[int, ...], device: str, levels: list[Level]) -> Contenders:
+    white = lambda seed: WhiteNoise(seed, shape, device=device)
 
     def steps(seed: int) -> Draw:
         noise = white(seed)
@@ -77,14 +83,17 @@ def contenders(shape: tuple[int, ...], device: str, levels: list[Level], peers: 
         return lambda k: kept.unit(levels[k], levels[k + 1])
 
     yield "path, again", again
-    if peers and importlib.util.find_spec("torchsde"):
+
+
+def others(shape: tuple[int, ...], device: str, levels: list[Level]) -> Contenders:
+    if importlib.util.find_spec("torchsde"):
         import torchsde
 
         def interval(seed: int) -> Draw:
             noise = torchsde.BrownianInterval(0.0, 1.0, size=shape, device=device, entropy=seed)
             return lambda k: noise(levels[k + 1].t, levels[k].t)
         yield "torchsde", interval
-    if peers and importlib.util.find_spec("torchsde") and importlib.util.find_spec("k_diffusion"):
+    if importlib.util.find_spec("torchsde") and importlib.util.find_spec("k_diffusion"):
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
         from benchmarks.peers.k_diffusion_ import sampling
 
@@ -99,7 +108,15 @@ def contenders(shape: tuple[int, ...], device: str, levels: list[Level], peers: 
 def measure(shape: tuple[int, ...], device: str, steps: int, rounds: int, peers: bool) -> dict[str, tuple[float, float]]:
     """Microseconds a draw, and the ratio to torch.randn, of every contender."""
     levels = [Level(1 - 0.98 * k / steps) for k in range(steps + 1)]
-    made = dict(contenders(shape, device, levels, peers))
+    found: dict[str, tuple[float, float]] = {}
+    for kind in (ours, others) if peers else (ours,):
+        took = in_turn({**dict(plain(shape, device)), **dict(kind(shape, device, levels))}, device, steps, rounds)
+        found |= {name: took[name] for name in took if name not in found}
+    return found
+
+
+def in_turn(made: dict[str, Callable[[int], Draw]], device: str, steps: int, rounds: int) -> dict[str, tuple[float, float]]:
+    """The same of contenders that take turns."""
     clock = time.thread_time if device == "cpu" else time.perf_counter
     wait = torch.cuda.synchronize if device != "cpu" else lambda: None
     totals: dict[str, list[float]] = {name: [] for name in made}

@@ -1,6 +1,6 @@
 """What a step costs beyond the network: microseconds per step over bare forwards, and the ratio to them.
 
-    python benchmarks/overhead.py [--steps 50] [--rounds 15] [--only ddim,heun] [--out FILE.csv]
+    python benchmarks/overhead.py [--steps 50] [--rounds 15] [--processes 3] [--only ddim,heun] [--out FILE.csv]
 
 One thread, and processor time, in which waiting for other processes does not count. Every round times each contender once, in turn, so
 that a slow moment of the machine meets all of them; a contender's number is the median over the rounds of its difference to the bare
@@ -8,13 +8,16 @@ forwards of the same round. Bare forwards: as many network calls as the method m
 minimal loop: the method by hand, with coefficients that are floats made beforehand, ``torch.randn`` for noise, and no check of anything.
 Peers are those that are installed; each runs its own loop on its own grid of as many steps, given a network that predicts eps. Memory that
 is freed stays with the process: the hidden states are as large as what the C library gives back to the system at once, and whether a
-forward pays for their pages again, a third of its time, would be a matter of chance.
+forward pays for their pages again, a third of its time, would be a matter of chance. Where its vectors lie is one as well, worth some
+microseconds a step for a whole process: each cell is measured in several fresh processes, and the median of theirs counts.
 """
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import csv
 import ctypes
+import multiprocessing
 import statistics
 import sys
 import time
@@ -205,8 +208,27 @@ def peers(name: str, net: Callable[..., Tensor], x: Tensor, steps: int) -> dict[
     return found
 
 
-def measure(name: str, net: nn.Module, shape: tuple[int, ...], steps: int, rounds: int, compiled: bool, others: bool) -> dict[str, object]:
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {"mlp1": (MLP, (1, 2)), "mlp256": (MLP, (256, 2)),
+                                                                       "unet": (UNet, (8, 1, 28, 28))}
+
+
+def repeated(processes: int, *cell: Any) -> dict[str, Any]:
+    """A cell measured in several processes, one after the other: the medians of theirs."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        rows = [pool.submit(measure, *cell).result() for _ in range(processes)]
+    median = lambda values: statistics.median(list(values))
+    return rows[0] | {"bare us a call": median(row["bare us a call"] for row in rows),
+                      "above minimal": median(row["above minimal"] for row in rows),
+                      **{what: {key: median(row[what][key] for row in rows) for key in rows[0][what]} for what in ("over", "ratio")}}
+
+
+def measure(name: str, network: str, steps: int, rounds: int, compiled: bool, others: bool) -> dict[str, Any]:
     """Medians of one cell: seconds of the bare forwards, and for every contender microseconds a step over them and the ratio."""
+    keep_memory()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    made, shape = NETWORKS[network]
+    net = made().requires_grad_(False)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     c, score, n = torch.full(shape[:1], 0.5), sdediff.from_network(net), calls(name, steps)
 
@@ -256,28 +278,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--processes", type=int, default=3)
     parser.add_argument("--only", default=",".join(METHODS), help="methods, separated by commas")
     parser.add_argument("--networks", default="mlp1,mlp256,unet", help="of mlp1, mlp256, unet")
     parser.add_argument("--no-compile", action="store_true", help="leave compile=True out (it takes some seconds a method)")
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--out", type=Path, help="write the numbers there, as CSV")
     a = parser.parse_args()
-    keep_memory()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    networks = {"mlp1": (MLP(), (1, 2)), "mlp256": (MLP(), (256, 2)), "unet": (UNet(), (8, 1, 28, 28))}
     rows = []
     for key in a.networks.split(","):
-        net, shape = networks[key]
-        net.requires_grad_(False)
         for name in a.only.split(","):
-            rounds = a.rounds if key != "unet" else max(3, a.rounds // 3)
-            row = measure(name, net, shape, a.steps, rounds, not a.no_compile and key != "unet", not a.no_peers and key != "unet")
+            rounds, mlp = a.rounds if key != "unet" else max(3, a.rounds // 3), key != "unet"
+            row = repeated(a.processes, name, key, a.steps, rounds, mlp and not a.no_compile, mlp and not a.no_peers)
             rows.append(row)
-            print(f"\n{name}, {key} {shape}, {a.steps} steps: bare forward {row['bare us a call']:.0f} us; "
+            print(f"\n{name}, {key} {row['shape']}, {a.steps} steps: bare forward {row['bare us a call']:.0f} us; "
                   f"sdediff {row['above minimal']:+.1f} us a step above the minimal loop")
-            for contender, over in row["over"].items():              # type: ignore[attr-defined]
-                print(f"    {contender:22s} {row['ratio'][contender]:6.3f} x   {over:+9.1f} us a step over bare forwards")     # type: ignore[index]
+            for contender, over in row["over"].items():
+                print(f"    {contender:22s} {row['ratio'][contender]:6.3f} x   {over:+9.1f} us a step over bare forwards")
             sys.stdout.flush()
     if a.out:
         with a.out.open("w", newline="") as file:

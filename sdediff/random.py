@@ -132,8 +132,8 @@ class _Engine(threading.local):
         with torch.inference_mode(False):       # the first draw may be within it, a later one not
             self.room = torch.empty(4, WINDOW * BLOCK, dtype=torch.float32, device="cpu")
             self.least, self.turn = (torch.tensor(c, dtype=torch.float32, device="cpu") for c in (2.0**-66, TURN))
-        self.views: dict[tuple[int, int], tuple[Tensor, Tensor, _Window]] = {}         # of the room, for the latest shapes
-        self.narrow: dict[int, tuple[Tensor, ...]] = {}     # the same, for so many heads
+        self.views: dict[tuple[int, int], tuple[np.ndarray, Tensor, _Window]] = {}     # of the room, for the latest shapes
+        self.narrow: dict[int, tuple[np.ndarray, Tensor, Tensor, Tensor]] = {}         # the same, for so many heads
 
     def words(self, streams: Sequence[Stream], first: int, count: int) -> list[np.ndarray]:
         """The words ``first`` .. ``first + count`` of every stream."""
@@ -165,9 +165,9 @@ class _Engine(threading.local):
                 flat = self.room[:2].view(-1)[:2 * size]
                 u, turn = flat.view(*shape, 2, BLOCK).unbind(2)
                 r, work = self.room[2:, :size].view(2, *shape, BLOCK).unbind()
-                self.views[shape] = flat, u, _Window(r, turn, work, flat[:size].view(*shape, BLOCK))
-        flat, u, window = self.views[shape]
-        flat.copy_(_halves(words))
+                self.views[shape] = flat.numpy(), u, _Window(r, turn, work, flat[:size].view(*shape, BLOCK))
+        numbers, u, window = self.views[shape]
+        np.copyto(numbers, _halves(words), casting="unsafe")
         self.radius(u, window.r)
         return window
 
@@ -183,10 +183,10 @@ class _Engine(threading.local):
                 self.narrow.clear()
             with torch.inference_mode(False):
                 whole = -(-n * NARROW // BLOCK) * BLOCK     # what is left of the last block of numbers is garbage
-                halves = self.room[:2, :n * NARROW].view(2, n, NARROW).transpose(0, 1)
-                self.narrow[n] = halves, *(self.room[k, :whole] for k in range(3))
+                halves = self.room[:2, :n * NARROW].view(2, n, NARROW).transpose(0, 1).numpy()
+                self.narrow[n] = halves, self.room[0, :whole], self.room[1, :whole], self.room[2, :whole]
         halves, u, turn, r = self.narrow[n]
-        halves.copy_(_halves(self.words(streams, first, BLOCK)).view(n, 2, BLOCK)[:, :, :NARROW])
+        np.copyto(halves, _halves(self.words(streams, first, BLOCK)).reshape(n, 2, BLOCK)[:, :, :NARROW], casting="unsafe")
         return torch.mul(self.radius(u, r), turn.mul_(self.turn).cos_())[:n * NARROW].view(n, NARROW)
 
 
@@ -207,9 +207,9 @@ Stream = tuple[Key, int]                       # of a key, from so many jumps on
 _engine = _Engine()
 
 
-def _halves(words: Sequence[np.ndarray]) -> Tensor:
+def _halves(words: Sequence[np.ndarray]) -> np.ndarray:
     """Words as twice as many signed integers."""
-    return torch.from_numpy((words[0] if len(words) == 1 else np.concatenate(words)).astype(_WORD, copy=False).view(_HALF))
+    return (words[0] if len(words) == 1 else np.concatenate(words)).astype(_WORD, copy=False).view(_HALF)
 
 
 def _digest(key: Key, size: int = 32) -> bytes:

@@ -1,5 +1,6 @@
 """The table executor computes what the readable steps compute, from the same noise and with the same calls, and says when it does not run;
 its loop neither waits for the device nor grows; compiled and autocast runs agree with plain ones to their precision."""
+import concurrent.futures
 import dataclasses
 import itertools
 import json
@@ -276,6 +277,21 @@ def test_no_output_escapes_even_if_the_network_makes_finite_what_is_not(name, se
         first = next(k for k, earlier in enumerate(given, 1) if torch.equal(earlier, x))
         with pytest.raises(NetworkError, match=rf"NaN or inf \(.* call {first},"):
             sample(sde, score, **call)
+
+
+def test_time_inputs_are_kept_for_the_next_run_unless_the_network_writes_into_them():
+    given = []
+
+    def network(x, c, writes):
+        given.append(c.data_ptr())
+        return 0.1 * x + (c.mul_(2.0) if writes else 2.0 * c)[:, None]
+
+    run = lambda writes: (given.clear(), sample(VPSDE(), from_network(lambda x, c: network(x, c, writes)), shape=(3, 2), method="ddim", steps=7, seed=0))[1]
+    want, kept = run(False), list(given)
+    assert torch.equal(run(False), want) and given == kept
+    assert torch.equal(run(True), want) and torch.equal(run(True), want) and torch.equal(run(False), want)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(torch.equal(x, want) for x in pool.map(lambda k: run(k % 2 == 0), range(12)))
 
 
 def test_a_network_that_is_no_function_of_its_input_is_named_as_such():

@@ -93,7 +93,7 @@ class Block:
         if sums is None:
             return self.first + self.length
         if sums.device.type != "cpu":
-            watched.later.append(("output", sums))
+            watched.later.append(("output", sums, self.calls[0] if self.calls else 0))
         elif not math.isfinite(sums.numpy().sum()):
             bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
             if bad and not all(bool(torch.isfinite(v).all()) for v in out):

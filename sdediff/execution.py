@@ -51,7 +51,7 @@ class Watched:
         self.score, self.calls, self.rows, self.step, self.batch = score, 0, 0, 0, 0
         self._first: Tensor | None = None                   # what the first call returned, before it was copied
         self._reuses = False                                # whether the network writes every output to one buffer
-        self.later: list[tuple[str, Tensor]] = []          # sums of a program's outputs on another device, to be read at the end
+        self.later: list[tuple[str, Tensor, int]] = []     # sums of outputs on another device, from a call on, to be read at the end
         self._pending: list[tuple[str, Tensor]] = []
 
     def __call__(self, x: Tensor, level: NoiseLevel) -> Prediction:
@@ -589,10 +589,10 @@ def context(score: Any, device: torch.device) -> Any:
 def finish(p: Program, y: Tensor, watched: Watched) -> None:
     """The checks that wait for the end of a run; off the CPU its one wait."""
     watched.finish()
-    for name, sums in watched.later:
+    for name, sums, first in watched.later:
         bad = (~torch.isfinite(sums)).nonzero().flatten().tolist()
         if bad and not bool(torch.isfinite(y).all()):
-            raise watched.not_finite(name, None, p.where(bad[0]))
+            raise watched.not_finite(name, None, p.where(first + bad[0]))
 
 
 def loop(p: Program, start: Tensor, watched: Watched, call: Caller, draws: Iterable[Tensor], seen: Seen | None = None,
@@ -711,7 +711,7 @@ def caller(p: Program, start: Tensor, watched: Watched, times: Times, dtype: tor
     slots: Any = ()
     if not on_cpu:
         sums = torch.zeros(len(levels), dtype=kind, device=device)
-        watched.later.append((name, sums))
+        watched.later.append((name, sums, 0))
         slots = sums.unbind()
 
     def call(op: Evaluate, held: list[Any]) -> None:

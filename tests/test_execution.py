@@ -302,6 +302,16 @@ def test_a_network_that_is_no_function_of_its_input_is_named_as_such():
     assert next(calls) == 12 + 12 + 1
 
 
+def test_sums_that_are_read_at_the_end_name_the_call_of_their_block():
+    """As on a device, where a compiled block of calls 4 to 6 returned NaN at its second."""
+    score, levels = from_network(net), VPSDE().levels([0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1])
+    p, watched = execution.program(DDIM(), VPSDE(), levels, 0.0, score, None), execution.Watched(score)
+    watched.later += [("eps", torch.zeros(6), 0), ("output", torch.tensor([0.0, math.nan, 0.0]), 3)]
+    execution.finish(p, torch.zeros(2, 2), watched)
+    with pytest.raises(NetworkError, match=r"\(output; call 5, step 4, t=0\.3\)"):
+        execution.finish(p, torch.full((2, 2), math.nan), watched)
+
+
 def test_noise_that_does_not_come_again_is_not_trusted():
     calls = itertools.count(1)
     score = from_network(lambda x, c: x * (math.nan if next(calls) == 5 else 0.1))

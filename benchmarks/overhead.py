@@ -17,6 +17,7 @@ import argparse
 import concurrent.futures
 import csv
 import ctypes
+import math
 import multiprocessing
 import statistics
 import sys
@@ -222,8 +223,9 @@ def repeated(processes: int, *cell: Any) -> dict[str, Any]:
                       **{what: {key: median(row[what][key] for row in rows) for key in rows[0][what]} for what in ("over", "ratio")}}
 
 
-def measure(name: str, network: str, steps: int, rounds: int, compiled: bool, others: bool) -> dict[str, Any]:
-    """Medians of one cell: seconds of the bare forwards, and for every contender microseconds a step over them and the ratio."""
+def measure(name: str, network: str, steps: int, rounds: int, compiled: bool, others: bool, alone: bool) -> dict[str, Any]:
+    """Medians of one cell: seconds of the bare forwards, and for every contender microseconds a step over them and the ratio. ``alone``:
+    only compiled runs take turns with the bare forwards."""
     keep_memory()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -241,7 +243,9 @@ def measure(name: str, network: str, steps: int, rounds: int, compiled: bool, ot
                                                    "sdediff, readable": ours(table=False)}
     if compiled:
         contenders["sdediff, compiled"] = ours(compile=True)
-    if others:
+    if alone:
+        contenders = {"bare": bare, "sdediff, compiled": ours(compile=True)}
+    elif others:
         contenders |= peers(name, net, x, steps)
     took: dict[str, list[float]] = {}
     with torch.no_grad(), warnings.catch_warnings():
@@ -259,10 +263,11 @@ def measure(name: str, network: str, steps: int, rounds: int, compiled: bool, ot
                 began = time.process_time()
                 contenders[key]()
                 times.append(time.process_time() - began)
+    above = math.nan if alone else statistics.median(a - b for a, b in zip(took["sdediff"], took["minimal loop"]))
     return {"method": name, "shape": shape, "steps": steps, "bare us a call": statistics.median(took["bare"]) / n * 1e6,
             "over": {key: statistics.median(a - b for a, b in zip(times, took["bare"])) / steps * 1e6 for key, times in took.items()},
             "ratio": {key: statistics.median(a / b for a, b in zip(times, took["bare"])) for key, times in took.items()},
-            "above minimal": statistics.median(a - b for a, b in zip(took["sdediff"], took["minimal loop"])) / steps * 1e6}
+            "above minimal": above / steps * 1e6}
 
 
 COLUMNS = ("method", "shape", "steps", "bare_us_a_call", "contender", "us_a_step_over_bare", "ratio_to_bare")
@@ -283,16 +288,17 @@ def main() -> None:
     parser.add_argument("--networks", default="mlp1,mlp256,unet", help="of mlp1, mlp256, unet")
     parser.add_argument("--no-compile", action="store_true", help="leave compile=True out (it takes some seconds a method)")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--compiled-alone", action="store_true", help="compiled runs take turns with bare forwards, and nothing else")
     parser.add_argument("--out", type=Path, help="write the numbers there, as CSV")
     a = parser.parse_args()
     rows = []
     for key in a.networks.split(","):
         for name in a.only.split(","):
             rounds, mlp = a.rounds if key != "unet" else max(3, a.rounds // 3), key != "unet"
-            row = repeated(a.processes, name, key, a.steps, rounds, mlp and not a.no_compile, mlp and not a.no_peers)
+            row = repeated(a.processes, name, key, a.steps, rounds, mlp and not a.no_compile, mlp and not a.no_peers, a.compiled_alone)
             rows.append(row)
-            print(f"\n{name}, {key} {row['shape']}, {a.steps} steps: bare forward {row['bare us a call']:.0f} us; "
-                  f"sdediff {row['above minimal']:+.1f} us a step above the minimal loop")
+            ours = "" if a.compiled_alone else f"; sdediff {row['above minimal']:+.1f} us a step above the minimal loop"
+            print(f"\n{name}, {key} {row['shape']}, {a.steps} steps: bare forward {row['bare us a call']:.0f} us{ours}")
             for contender, over in row["over"].items():
                 print(f"    {contender:22s} {row['ratio'][contender]:6.3f} x   {over:+9.1f} us a step over bare forwards")
             sys.stdout.flush()

@@ -306,7 +306,7 @@ class Normals:
 
     def sequence(self, names: Sequence[Name]) -> Draws:
         """``draw`` for many (stream, label) in turn, and no other is drawn. The tensors are to be read only."""
-        return Draws(self._several, names, min(2 * LABELS, 2 * self.labels) if self.labels > 1 else 1)
+        return Draws(self._several, names, 2 * self.labels if self.labels > 1 else 1)
 
     def _several(self, names: Sequence[Name]) -> Tensor:
         """(names, B, *D), in the order of the names."""
@@ -394,7 +394,7 @@ class Draws(Iterable[Tensor]):
 
     def __init__(self, several: Callable[[Sequence[Name]], Tensor], names: Sequence[Name], most: int) -> None:
         self.several, self.names, self.most = several, names, most
-        self.made, self.at = torch.empty(0), 0
+        self.made, self.at = torch.empty(0, device="cpu"), 0
 
     def __iter__(self) -> Iterator[Tensor]:
         while self.at < len(self.made) or self.names:

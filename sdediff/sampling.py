@@ -91,6 +91,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
     ``sample`` does: TypeError or ValueError on wrong arguments, before the first network call."""
     contracts.flags(progress=progress, record=record, table=table, compile=compile)
     recipe, times, levels, programs = _course(sde, score, method, options, steps, nfe, grid, t_start, t_end)
+    contracts.scored("score", score)
     eq, watched = equation(sde, score, recipe, conditions, autocast)
     if device is not None:
         device = contracts.device("device", device)
@@ -438,7 +439,6 @@ def prepared(sde: SDE, score: Score, method: str | Method | Choice, conditions: 
 def equation(sde: SDE, score: Score, recipe: Method, conditions: Mapping[str, Any] | None,
              autocast: torch.dtype | None = None) -> tuple[ReverseSDE, Watched]:
     """The equation of a run, and its watched score, checked. ValueError or TypeError on what does not fit together."""
-    contracts.scored("score", score)
     if getattr(score, "time_input", None) == "index" and not sde.knots:
         raise ValueError(f"time_input='index' with {type(sde).__name__}: a timestep index belongs to a discrete chain; expected a process "
                          "made by VPSDE.from_betas(betas) or VESDE.from_sigmas(sigmas), or another time_input.")

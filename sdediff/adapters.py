@@ -15,7 +15,7 @@ and an adapter reads the three off what the package keeps:
     a table         (alpha_i, sigma_i) or beta_i, any network            chain time t = i + 1
 
 *The other way round.* A pipeline drives its own loop: it calls the network and hands the output to ``step``. A method's run is a straight
-line of combinations, draws and network calls (``execution.Program``), so ``Scheduler`` walks along it, suspended at every call: a step of
+line of combinations, draws and network calls (``programs.Program``), so ``Scheduler`` walks along it, suspended at every call: a step of
 several evaluations is several turns of the pipeline's loop. What has no such line (adaptive steps, Picard, norms, Jacobians) is refused.
 
 Nothing here touches the network (of computers) or reads a pickle, and a package is imported where it is needed.
@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import execution, files, random
+from . import files, programs, random
 from .contracts import choice, flags, integer, real, scored, sequence, shown, state
 from .grids import DDPM, Grid, Karras, Uniform
 from .recipes import Method
@@ -516,16 +516,16 @@ class Scheduler:
         self.timesteps = (told.round().long() if whole else told.float()).to(device)
         self.num_inference_steps = len(self._times) - 1
 
-    def _traced(self, times: Sequence[float], source: random.Noise | None) -> execution.Program:
+    def _traced(self, times: Sequence[float], source: random.Noise | None) -> programs.Program:
         """The program of a run."""
         solver, sde, name = self._method.solver, self.schedule.sde, f"method={self._method.name!r}"
         try:
-            p = execution.program(solver, sde, sde.levels(times), self._eta, self.score, source)
+            p = programs.program(solver, sde, sde.levels(times), self._eta, self.score, source)
         except TypeError as error:
             raise ValueError(f"{name}: no pipeline can drive it: {str(error).rstrip('.')}. Expected a method with a coefficient table, "
                              "such as 'dpm++2m'; sdediff.sample, with adapters.from_diffusers, runs them all.") from None
         op = next(iter(p.steps[0].ops), None)
-        if not isinstance(op, execution.Evaluate) or op.source != 0 or p.steps[0].scale != 1:
+        if not isinstance(op, programs.Evaluate) or op.source != 0 or p.steps[0].scale != 1:
             raise ValueError(f"{name}: its first network call is not at its start, where a pipeline makes it; expected a method that "
                              "begins with the score, such as 'dpm++2m'.")
         lowest, first = min(m.t for m in p.levels), self.schedule.first
@@ -615,19 +615,19 @@ class _Run(NamedTuple):
     shown: Tensor
 
 
-def _walk(p: execution.Program, x: Tensor, source: random.Noise | None) -> Generator[Tensor, tuple[Tensor, Tensor], Tensor]:
+def _walk(p: programs.Program, x: Tensor, source: random.Noise | None) -> Generator[Tensor, tuple[Tensor, Tensor], Tensor]:
     """Along a program, suspended at every network call: it yields what the network is given and is sent that, or what took its place, with
     the output. It returns the state at the end."""
     held: list[Any] = [x] + [None] * (p.registers - 1)
     draws = iter(p.draws(source))
     for step in p.steps:
         for op in step.ops:
-            if isinstance(op, execution.Sum):
+            if isinstance(op, programs.Sum):
                 y = held[op.source] if op.lead is None else p.leads[op.lead] * held[op.source]
                 for v, c in op.terms:
                     y = torch.add(y, held[v], alpha=c)
                 held[op.dest] = y
-            elif isinstance(op, execution.Evaluate):
+            elif isinstance(op, programs.Evaluate):
                 held[op.source], out = yield held[op.source]
                 for dest in op.dests:
                     if dest is not None:

@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .execution import Evaluate, Lost, Program, Ran, Seen, Sum, Watched, caller, context, finish, look, loop, retraced, trusted
+from .execution import Lost, Ran, Seen, Watched, caller, context, finish, look, loop, retraced, trusted
+from .programs import Evaluate, Program, Sum
 from .random import Draws, GeneratorNoise, Noise
 from .score import NetworkScore
 

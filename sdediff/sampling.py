@@ -21,6 +21,7 @@ from .equation import ReverseSDE
 from .execution import Watched
 from .grids import DDPM, checked
 from .grids import grid as as_grid
+from .programs import Programs, is_value
 from .progress import bar as progress_bar
 from .random import BrownianPath, Noise, quadratic_variation
 from .ranks import Ranks
@@ -147,7 +148,7 @@ def sample_info(sde: SDE, score: Score, *, shape: Sequence[int] | None = None, x
 
 def _solve(solver: Solver, eq: ReverseSDE, watched: Watched, x: Tensor, levels: Sequence[NoiseLevel], source: Noise | None, table: bool,
            compile: bool, bar: Any = None, keep: Callable[[Tensor], None] | None = None,
-           programs: execution.Programs | None = None) -> tuple[Tensor, str, float, Mapping[str, Any]]:
+           programs: Programs | None = None) -> tuple[Tensor, str, float, Mapping[str, Any]]:
     """The state at the last level; which path led there, in words; seconds of compilation; and the method's diagnostics. ``keep`` is given
     every state; ``programs`` are those that are known of solver, process, levels and eta."""
     def seen(k: int, state: Callable[[], Tensor]) -> None:
@@ -499,7 +500,7 @@ def times_of(recipe: Method, sde: SDE, steps: int | None, nfe: int | None, grid:
     return build(sde, low, t_start, t_end)
 
 
-_Course = tuple[Method, tuple[float, ...], tuple[NoiseLevel, ...], execution.Programs | None]
+_Course = tuple[Method, tuple[float, ...], tuple[NoiseLevel, ...], Programs | None]
 _PLAIN = {int, float, str, bool, type(None)}
 
 
@@ -510,7 +511,7 @@ def _course(sde: SDE, score: Score, method: str | Method, options: Mapping[str, 
         steps, nfe, grid, t_start, t_end = span
         method, options = chosen(method, Run(sde, score, steps, nfe, t_start, t_end, grid), **options), {}
     told: Any = score if says_more(score) else None
-    plain = (told is None and (type(method) is str or (isinstance(method, Method) and _kept(method))) and execution.is_value(sde)
+    plain = (told is None and (type(method) is str or (isinstance(method, Method) and _kept(method))) and is_value(sde)
              and _PLAIN.issuperset(map(type, (*span, *options.values()))))
     if plain:
         return _coursed(sde, method, told, *span, **options)
@@ -519,7 +520,7 @@ def _course(sde: SDE, score: Score, method: str | Method, options: Mapping[str, 
 
 def _kept(method: Method) -> bool:
     """Whether a method is plain values, so that what follows from it can be kept."""
-    return all(map(execution.is_value, (method.solver, method.eta, method.grid)))
+    return all(map(is_value, (method.solver, method.eta, method.grid)))
 
 
 @functools.lru_cache(maxsize=64, typed=True)            # typed: steps=True is not steps=1

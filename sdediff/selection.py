@@ -14,8 +14,8 @@ from torch import Tensor
 
 from . import tuned as store
 from .contracts import flags, instance, integer, numbers, real
-from .execution import is_value
 from .grids import LogSNR, Sech
+from .programs import is_value
 from .recipes import Method, Run, chooser
 from .recipes import method as as_method
 from .score import calls_at

@@ -27,6 +27,7 @@ from sdediff import (
     from_score,
     method,
     methods,
+    programs,
     random,
     sample,
     sample_info,
@@ -305,7 +306,7 @@ def test_a_network_that_is_no_function_of_its_input_is_named_as_such():
 def test_sums_that_are_read_at_the_end_name_the_call_of_their_block():
     """As on a device, where a compiled block of calls 4 to 6 returned NaN at its second."""
     score, levels = from_network(net), VPSDE().levels([0.9, 0.7, 0.5, 0.4, 0.3, 0.2, 0.1])
-    p, watched = execution.program(DDIM(), VPSDE(), levels, 0.0, score, None), execution.Watched(score)
+    p, watched = programs.program(DDIM(), VPSDE(), levels, 0.0, score, None), execution.Watched(score)
     watched.later += [("eps", torch.zeros(6), 0), ("output", torch.tensor([0.0, math.nan, 0.0]), 3)]
     execution.finish(p, torch.zeros(2, 2), watched)
     with pytest.raises(NetworkError, match=r"\(output; call 5, step 4, t=0\.3\)"):
@@ -347,7 +348,7 @@ def test_interruptions_pass_and_inference_mode_works():
 # -- the program ------------------------------------------------------------------------------------------------------
 def program(solver, steps, predicts="eps", sde=None, eta=0.0, source=None):
     sde = sde or VPSDE()
-    return execution.program(solver, sde, sde.levels(np.linspace(1, 0.01, steps + 1).tolist()), eta, from_network(net, predicts), source)
+    return programs.program(solver, sde, sde.levels(np.linspace(1, 0.01, steps + 1).tolist()), eta, from_network(net, predicts), source)
 
 
 @pytest.mark.parametrize("solver", [DDIM(), Exponential(2), Exponential(4), method("unipc-3").solver, method("rk4").solver, Langevin(steps=20)])
@@ -376,12 +377,12 @@ def test_tables_are_kept_for_values_and_made_anew_for_functions():
     first = program(Exponential(1), 5, eta=eta, source=random.WhiteNoise(0, (1, 1)))
     now = 0.0
     assert first.asks and not program(Exponential(1), 5, eta=eta, source=random.WhiteNoise(0, (1, 1))).asks
-    assert not execution.is_value(dataclasses.make_dataclass("Mutable", ["a"])(1))
+    assert not programs.is_value(dataclasses.make_dataclass("Mutable", ["a"])(1))
 
     class Own(DDIM):                                    # may hold anything
         pass
 
-    assert execution.is_value(DDIM()) and not execution.is_value(Own())
+    assert programs.is_value(DDIM()) and not programs.is_value(Own())
 
 
 def test_a_refusal_is_that_of_the_readable_step():

@@ -12,7 +12,7 @@ once and kept. What a network's output means, and the scaling of an EDM network'
 * what a solver remembers stays as up to ``keep`` raw vectors or becomes one, whichever makes fewer terms in all;
 * a combination that contains an earlier input of the same step starts from it.
 
-``execution`` runs it.
+``execution`` runs it, ``compilation`` compiles it.
 """
 from __future__ import annotations
 

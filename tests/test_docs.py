@@ -169,7 +169,7 @@ def test_the_habits_are_those_of_ci():
 
 # -- docstrings -----------------------------------------------------------------------------------------------------------
 # The machine rooms, whose callers have been checked, and which refuse in their callers' names.
-INNER = {"contracts", "guards", "execution", "compilation", "chunks", "ranks", "runs", "evaluate", "files", "progress", "cli"}
+INNER = {"contracts", "guards", "programs", "execution", "compilation", "chunks", "ranks", "runs", "evaluate", "files", "progress", "cli"}
 MODULES = [m.name for m in pkgutil.walk_packages(sdediff.__path__, "sdediff.") if not m.name.endswith("__main__")]
 
 

@@ -16,7 +16,7 @@ HEAVY = {"scipy", "torchsde", "matplotlib", "sklearn", "mlxtend", "PIL", "tqdm",
 
 # A module may import modules of lower floors; solvers may also import each other.
 FLOORS = [["contracts", "progress"], ["random", "ranks", "operators", "files"], ["sde", "chunks"], ["grids", "score", "guards"], ["guidance", "targets", "equation"], ["solvers", "inverse"],
-          ["recipes", "execution"], ["compilation"], ["sampling", "tuned"], ["likelihood", "latent", "tuning", "analysis", "adapters"], ["selection"]]
+          ["recipes", "programs"], ["execution"], ["compilation"], ["sampling", "tuned"], ["likelihood", "latent", "tuning", "analysis", "adapters"], ["selection"]]
 FLOOR = {name: i for i, floor in enumerate(FLOORS) for name in floor}
 # And these see no more than they need.
 NARROW = {"solvers": {"contracts", "random", "sde", "score", "equation", "solvers"}, "training": {"contracts", "files", "guards", "progress", "random", "ranks", "sde", "score"}}
